@@ -1,0 +1,98 @@
+"""The plain records that travel between packages: numpy arrays and sizes, no torch, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+UInt8Array: TypeAlias = npt.NDArray[np.uint8]
+Int32Array: TypeAlias = npt.NDArray[np.int32]
+Int16Array: TypeAlias = npt.NDArray[np.int16]
+Float32Array: TypeAlias = npt.NDArray[np.float32]
+
+Kind: TypeAlias = Literal["image", "video", "voxels"]
+Fit: TypeAlias = Literal["pad", "crop"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """One picture. pixels: uint8 [H, W, 3], RGB, upright, H and W at least 1."""
+
+    pixels: UInt8Array
+    notes: tuple[str, ...] = ()
+    """What was done to the file that its owner may not expect ("first of 12 frames", "alpha over white")."""
+
+    kind: Literal["image"] = field(default="image", init=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Video:
+    """One clip. frames: uint8 [T, H, W, 3], RGB, upright, T at least 1; fps: frames per second, None if unknown."""
+
+    frames: UInt8Array
+    fps: float | None = None
+    notes: tuple[str, ...] = ()
+
+    kind: Literal["video"] = field(default="video", init=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Voxels:
+    """One sparse 3D asset. coords: int32 [n, 3] (x, y, z); feats: float32 [n, 768] in 0..1 (16 x 16 RGB a voxel)."""
+
+    coords: Int32Array
+    feats: Float32Array
+    notes: tuple[str, ...] = ()
+
+    kind: Literal["voxels"] = field(default="voxels", init=False)
+
+
+Item: TypeAlias = Image | Video | Voxels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What it takes to undo patchify exactly.
+
+    kind: of the item. frames, height, width: what decode gives back (0, 0, 0 for voxels). Padding is always at
+    the end (right, bottom, last frames), so decode cuts [:frames, :height, :width]. grid: tokens along t, rows,
+    columns (0, 0, 0 for voxels). fps: of the clip, None if unknown or not a clip.
+    """
+
+    kind: Kind
+    frames: int
+    height: int
+    width: int
+    grid: tuple[int, int, int]
+    fps: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """One item's result, as arrays; the token file holds these.
+
+    coords: int32 [n, 4] (t, x, y, z; x = patch row, y = patch column), raster order for pixels.
+    latents: float32 or float16 [n, L]. codes: int16 [n, K], 0..4095. Exactly one of the two is there when the
+    record is meant for decode; both are None when only an embedding or features were asked for.
+    embedding: float32 [D], unit length. features: float32 or float16 [n, D], per token.
+    model, revision: name of the model and hash of its weights; a decode refuses others.
+    """
+
+    coords: Int32Array
+    layout: Layout
+    latents: npt.NDArray[np.floating] | None = None
+    codes: Int16Array | None = None
+    embedding: Float32Array | None = None
+    features: npt.NDArray[np.floating] | None = None
+    model: str
+    revision: str
+
+    def __len__(self) -> int:
+        return int(self.coords.shape[0])
+
+
+FrameIterator: TypeAlias = Iterator[UInt8Array]

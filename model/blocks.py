@@ -1,0 +1,75 @@
+"""The transformer block: pre-norm attention with 4D RoPE inside each window, then a tanh-GELU MLP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from model.config import StackConfig
+from model.kernels import packed_attention
+from model.norms import HeadNorm, make_norm
+from model.rope import rotate
+
+# Rows of the MLP's hidden layer that are alive at once when no gradient is wanted: the hidden layer is the largest
+# activation by far (4304 a token), and 512 rows of it stay in the cache of a CPU core.
+MLP_ROWS = 512
+
+
+class Attention(nn.Module):
+    """Self-attention over packed windows. x: [N, C]."""
+
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.to_qkv = nn.Linear(config.width, 3 * config.width, bias=config.bias)
+        self.to_out = nn.Linear(config.width, config.width, bias=config.bias)
+        self.q_rms_norm = HeadNorm(config.heads, config.head_width) if config.qk_norm else None
+        self.k_rms_norm = HeadNorm(config.heads, config.head_width) if config.qk_norm else None
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of every token, normed but not yet rotated: three times [N, H, D]."""
+        q, k, v = self.to_qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(1)
+        if self.q_rms_norm is not None and self.k_rms_norm is not None:
+            q, k = self.q_rms_norm(q), self.k_rms_norm(k)
+        return q, k, v
+
+    def forward(self, x: Tensor, rotary: Tensor, starts: Sequence[int]) -> Tensor:
+        """Attend inside each window. rotary: complex64 [N, D / 2]; starts: W + 1 window starts. Returns [N, C]."""
+        q, k, v = self.project(x)
+        out = packed_attention(rotate(q, rotary), rotate(k, rotary), v, starts)
+        return self.to_out(out.flatten(1))
+
+
+class MLP(nn.Module):
+    """Two linear layers with the tanh form of GELU between. x: [N, C]."""
+
+    def __init__(self, width: int, hidden: int, *, bias: bool) -> None:
+        super().__init__()
+        # The published names are mlp.mlp.0 and mlp.mlp.2.
+        self.mlp = nn.Sequential(
+            nn.Linear(width, hidden, bias=bias), nn.GELU(approximate="tanh"), nn.Linear(hidden, width, bias=bias)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Every row on its own; in pieces where no gradient is wanted."""
+        if torch.is_grad_enabled() or len(x) <= MLP_ROWS or x.is_cuda:
+            return self.mlp(x)
+        return torch.cat([self.mlp(rows) for rows in x.split(MLP_ROWS)])
+
+
+class Block(nn.Module):
+    """h + Attn(norm1(h)), then h + MLP(norm2(h)). h: [N, C]."""
+
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__()
+        self.norm1 = make_norm(config)
+        self.attn = Attention(config)
+        self.norm2 = make_norm(config)
+        self.mlp = MLP(config.width, config.mlp, bias=config.bias)
+
+    def forward(self, h: Tensor, rotary: Tensor, starts: Sequence[int]) -> Tensor:
+        """One block over packed windows; arguments as for Attention."""
+        h = h + self.attn(self.norm1(h), rotary, starts)
+        return h + self.mlp(self.norm2(h))

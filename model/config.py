@@ -1,0 +1,176 @@
+"""Sizes of the networks: frozen dataclasses, and one table of named variants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from model.errors import UnsupportedError
+
+WINDOW_FRAMES = 16
+"""Pixel frames that attend to each other; encoder and decoder never see more (published value, not in its config)."""
+
+VOXEL_GRID = 64
+FSQ_LEVELS = 4
+"""Levels of every FSQ channel; a codebook of 4096 is six channels of four levels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackConfig:
+    """One transformer stack. The published encoder is norm="layer" with biases, the decoder norm="rms" with QK norm."""
+
+    width: int
+    blocks: int
+    heads: int
+    mlp: int
+    norm: Literal["layer", "rms"]
+    bias: bool
+    qk_norm: bool
+
+    def __post_init__(self) -> None:
+        """Refuse head widths that 4D RoPE cannot split into four axes of channel pairs."""
+        if self.width % self.heads or (self.width // self.heads) % 8:
+            raise UnsupportedError(
+                f"width {self.width} with {self.heads} heads: the head width must be a whole multiple of 8"
+            )
+
+    @property
+    def head_width(self) -> int:
+        """Channels of one attention head."""
+        return self.width // self.heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A whole tokenizer.
+
+    patch: frames, rows, columns of one token. latent_channels: L. bottleneck: "gaussian" gives latents,
+    "fsq" gives `codebooks` codes of 0..4095 a token. linear_path and digits are not part of the published
+    architecture: they exist for the small bundled models (see model/linear_path.py) and add their own tensors.
+    """
+
+    patch: tuple[int, int, int] = (4, 16, 16)
+    pixel_channels: int = 3
+    latent_channels: int
+    bottleneck: Literal["gaussian", "fsq"]
+    codebooks: int = 0
+    encoder: StackConfig
+    decoder: StackConfig
+    linear_path: bool = False
+    digits: bool = False
+
+    @property
+    def patch_values(self) -> int:
+        """Values of one patch (3072 as published)."""
+        t, h, w = self.patch
+        return t * h * w * self.pixel_channels
+
+    @property
+    def frame_values(self) -> int:
+        """Values of one frame of a patch (768): all that an image or a voxel fills."""
+        _, h, w = self.patch
+        return h * w * self.pixel_channels
+
+    @property
+    def window(self) -> int:
+        """Latent frames of one window (4 as published)."""
+        return WINDOW_FRAMES // self.patch[0]
+
+    @property
+    def codebook_size(self) -> int:
+        """Codes of one codebook; 0 for a continuous model."""
+        return FSQ_LEVELS ** (self.latent_channels // self.codebooks) if self.codebooks else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as stored in the header of our safetensors files."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ModelConfig:
+        """Inverse of to_json; unknown keys are a TypeError."""
+        fields = dict(values)
+        fields["patch"] = tuple(fields["patch"])
+        fields["encoder"] = StackConfig(**fields["encoder"])
+        fields["decoder"] = StackConfig(**fields["decoder"])
+        return cls(**fields)
+
+    @classmethod
+    def from_published(cls, arch: Mapping[str, Any]) -> ModelConfig:
+        """Read the published config keys (`encoder_model_channels`, ...; `model: model_cfg: arch_cfg` in its files)."""
+        for side in ("encoder", "decoder"):
+            if arch.get(f"{side}_attn_mode", "full") != "full" or arch.get(f"{side}_pe_mode", "joint") != "joint":
+                raise UnsupportedError(
+                    f"{side}: attn_mode {arch.get(f'{side}_attn_mode')!r} and pe_mode {arch.get(f'{side}_pe_mode')!r}; "
+                    "supported: 'full' and 'joint'"
+                )
+        codebooks = int(arch["quantizer_num_codebooks"]) if arch.get("use_quantizer") else 0
+        config = cls(
+            patch=tuple(arch["patch_size"]),
+            latent_channels=int(arch["latent_channels"]),
+            bottleneck="fsq" if codebooks else "gaussian",
+            codebooks=codebooks,
+            encoder=_published_stack(arch, "encoder"),
+            decoder=_published_stack(arch, "decoder"),
+        )
+        wanted = arch.get("quantizer_codebook_size", config.codebook_size)
+        if codebooks and (arch.get("quantizer_type") != "fsq" or wanted != config.codebook_size):
+            raise UnsupportedError(
+                f"quantizer {arch.get('quantizer_type')!r} with codebooks of {wanted}; supported: 'fsq' with "
+                f"{config.codebook_size} for {config.latent_channels} channels in {codebooks} codebooks"
+            )
+        return config
+
+
+def _published_stack(arch: Mapping[str, Any], side: str) -> StackConfig:
+    return StackConfig(
+        width=int(arch[f"{side}_model_channels"]),
+        blocks=int(arch[f"{side}_num_blocks"]),
+        heads=int(arch[f"{side}_num_heads"]),
+        mlp=int(arch[f"{side}_mlp_channels"]),
+        norm="rms" if arch[f"{side}_use_rms_norm"] else "layer",
+        bias=bool(arch[f"{side}_use_bias"]),
+        qk_norm=bool(arch[f"{side}_qk_rms_norm"]),
+    )
+
+
+def _encoder(width: int, blocks: int, heads: int, mlp: int) -> StackConfig:
+    return StackConfig(width=width, blocks=blocks, heads=heads, mlp=mlp, norm="layer", bias=True, qk_norm=False)
+
+
+def _decoder(width: int, blocks: int, heads: int, mlp: int) -> StackConfig:
+    return StackConfig(width=width, blocks=blocks, heads=heads, mlp=mlp, norm="rms", bias=False, qk_norm=True)
+
+
+# So400m: 27 blocks of width 1152, 16 heads of 72, MLP 4304, on both sides (published).
+_SO400M = (1152, 27, 16, 4304)
+# tiny keeps the head width of 72, so that it runs through the same attention code as the published size.
+_TINY = (144, 4, 2, 576)
+
+VARIANTS: dict[str, ModelConfig] = {
+    "so400m-continuous": ModelConfig(
+        latent_channels=48, bottleneck="gaussian", encoder=_encoder(*_SO400M), decoder=_decoder(*_SO400M)
+    ),
+    "so400m-stage1": ModelConfig(
+        latent_channels=32, bottleneck="gaussian", encoder=_encoder(*_SO400M), decoder=_decoder(*_SO400M)
+    ),
+    "so400m-discrete": ModelConfig(
+        latent_channels=48, bottleneck="fsq", codebooks=8, encoder=_encoder(*_SO400M), decoder=_decoder(*_SO400M)
+    ),
+    "tiny-continuous": ModelConfig(
+        latent_channels=48,
+        bottleneck="gaussian",
+        encoder=_encoder(*_TINY),
+        decoder=_decoder(*_TINY),
+        linear_path=True,
+    ),
+    "tiny-discrete": ModelConfig(
+        latent_channels=48,
+        bottleneck="fsq",
+        codebooks=8,
+        encoder=_encoder(*_TINY),
+        decoder=_decoder(*_TINY),
+        linear_path=True,
+        digits=True,
+    ),
+}

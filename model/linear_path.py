@@ -1,0 +1,95 @@
+"""A linear way round both stacks, for the small bundled models: they start at the PCA solution and learn the rest.
+
+Not part of the published architecture; ModelConfig.linear_path adds it, with tensors of its own. A clip's token
+holds four different frames, an image's token one and three grey ones, so each has its own bases. N tokens, P values
+of a patch, L latent channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from model.config import FSQ_LEVELS, ModelConfig
+from model.fsq import CENTRES
+
+
+class Basis(nn.Module):
+    """One affine way in and out. values: how many of a patch's values it sees, from the first on."""
+
+    def __init__(self, values: int, latent_channels: int) -> None:
+        super().__init__()
+        self.values = values
+        self.mean = nn.Parameter(torch.zeros(values))
+        self.analysis = nn.Parameter(torch.zeros(latent_channels, values))
+        self.synthesis = nn.Parameter(torch.zeros(values, latent_channels))
+
+
+class LinearPath(nn.Module):
+    """Added to what encoder and decoder say. still: images and voxels; moving: clips."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.still = Basis(config.frame_values, config.latent_channels)
+        self.moving = Basis(config.patch_values, config.latent_channels)
+
+    def encode(self, patches: Tensor, moving: Tensor) -> Tensor:
+        """Coefficients of each patch. patches: [N, P]; moving: bool [N]. Returns [N, L]."""
+        out = patches.new_zeros(len(patches), self.still.analysis.shape[0])
+        for basis, rows in self._parts(moving):
+            out = out.index_copy(0, rows, (patches[rows, : basis.values] - basis.mean) @ basis.analysis.T)
+        return out
+
+    def decode(self, latents: Tensor, moving: Tensor) -> Tensor:
+        """Patches of each latent; values that the basis does not know are 0. latents: [N, L]. Returns [N, P]."""
+        out = latents.new_zeros(len(latents), self.moving.values)
+        for basis, rows in self._parts(moving):
+            part = latents[rows] @ basis.synthesis.T + basis.mean
+            out = out.index_copy(0, rows, nn.functional.pad(part, (0, self.moving.values - basis.values)))
+        return out
+
+    def _parts(self, moving: Tensor) -> list[tuple[Basis, Tensor]]:
+        return [(self.still, (~moving).nonzero()[:, 0]), (self.moving, moving.nonzero()[:, 0])]
+
+
+class DigitTable(nn.Module):
+    """How many base-4 digits each coefficient gets, and how fine they are.
+
+    step: [L] width of a cell of coefficient k. component: int [L] the coefficient that channel c is a digit of.
+    power: int [L] which digit, 0 the least significant.
+    """
+
+    step: Tensor
+    component: Tensor
+    power: Tensor
+
+    def __init__(self, latent_channels: int) -> None:
+        super().__init__()
+        self.register_buffer("step", torch.ones(latent_channels))
+        self.register_buffer("component", torch.arange(latent_channels, dtype=torch.int32))
+        self.register_buffer("power", torch.zeros(latent_channels, dtype=torch.int32))
+
+    def forward(self, coefficients: Tensor) -> Tensor:
+        """Write each coefficient in base 4, one digit a channel. [N, L] to [N, L] of z in the middle of FSQ levels.
+
+        A strong coefficient gets many digits, a weak one none: 96 bits a token go where the variance is.
+        """
+        counts = torch.bincount(self.component, minlength=len(self.step))
+        cells = (FSQ_LEVELS**counts).to(coefficients)
+        index = torch.floor(coefficients / self.step + cells / 2).clamp(min=torch.zeros_like(cells), max=cells - 1)
+        digits = index.long()[:, self.component.long()] // FSQ_LEVELS ** self.power.long() % FSQ_LEVELS
+        return coefficients.new_tensor(CENTRES)[digits]
+
+
+class Digits(nn.Module):
+    """Coefficients to z for FSQ; gradients do not pass. still, moving: as in LinearPath."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.still = DigitTable(config.latent_channels)
+        self.moving = DigitTable(config.latent_channels)
+
+    def forward(self, coefficients: Tensor, moving: Tensor) -> Tensor:
+        """coefficients: [N, L]; moving: bool [N]. Returns float32 [N, L]."""
+        coefficients = coefficients.float()
+        return torch.where(moving[:, None], self.moving(coefficients), self.still(coefficients))

@@ -1,0 +1,55 @@
+"""The whole network as one module: what a checkpoint is loaded into, and what training trains."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from model import fsq, gaussian
+from model.config import ModelConfig
+from model.decoder import Decoder
+from model.encoder import Encoder
+from model.linear_path import Digits, LinearPath
+from model.packed import PackedTokens
+
+
+class ATokenNet(nn.Module):
+    """Encoder, projection to the latent, decoder; parameter names are those of the published checkpoints."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.proj = nn.Linear(config.encoder.width, 2 * config.latent_channels, bias=False)
+        self.decoder = Decoder(config)
+        self.linear_path = LinearPath(config) if config.linear_path else None
+        self.digits = Digits(config) if config.digits else None
+
+    def encode(self, packed: PackedTokens) -> Tensor:
+        """Patches to features [N, C]. packed.feats: [N, P] in -1..1."""
+        features: Tensor = self.encoder(packed)
+        return features
+
+    def posterior(self, features: Tensor, packed: PackedTokens) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of the latents, each [N, L]; packed.feats: the patches that gave the features."""
+        mean, logvar = gaussian.split_moments(self.proj(features))
+        if self.linear_path is not None:
+            mean = mean + self.linear_path.encode(packed.feats.to(mean.dtype), packed.moving)
+        return mean, logvar
+
+    def quantize(self, mean: Tensor, moving: Tensor) -> Tensor:
+        """FSQ values of the mean, float32 [N, L] of -1, -0.5, 0, 0.5. moving: bool [N]."""
+        return fsq.quantize(mean if self.digits is None else self.digits(mean, moving))
+
+    def decode(self, packed: PackedTokens) -> Tensor:
+        """Latents (or FSQ values) to patches [N, P], about -1..1, no clamp. packed.feats: [N, L]."""
+        patches: Tensor = self.decoder(packed)
+        if self.linear_path is not None:
+            patches = patches + self.linear_path.decode(packed.feats.to(patches.dtype), packed.moving)
+        return patches
+
+
+def build(config: ModelConfig, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> ATokenNet:
+    """A network with fresh weights as torch initialises its layers."""
+    with torch.device(device):
+        return ATokenNet(config).to(dtype)
