@@ -12,17 +12,29 @@ from torch import Tensor, nn
 
 from model.config import FSQ_LEVELS, ModelConfig
 from model.fsq import CENTRES
+from model.packed import PackedTokens
+
+NEIGHBOURS = ((-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1), (-1, 1), (1, -1), (1, 1))
+"""Rows and columns from a token to the eight around it."""
+
+NEIGHBOUR_RANK = 64
 
 
 class Basis(nn.Module):
-    """One affine way in and out. values: how many of a patch's values it sees, from the first on."""
+    """One affine way in, analysis (x - mean), and out: synthesis z + bias, and what the neighbours' z say about x.
+
+    values: how many of a patch's values it sees, from the first on.
+    """
 
     def __init__(self, values: int, latent_channels: int) -> None:
         super().__init__()
         self.values = values
         self.mean = nn.Parameter(torch.zeros(values))
         self.analysis = nn.Parameter(torch.zeros(latent_channels, values))
+        self.bias = nn.Parameter(torch.zeros(values))
         self.synthesis = nn.Parameter(torch.zeros(values, latent_channels))
+        self.gather = nn.Parameter(torch.zeros(NEIGHBOUR_RANK, len(NEIGHBOURS) * latent_channels))
+        self.spread = nn.Parameter(torch.zeros(values, NEIGHBOUR_RANK))
 
 
 class LinearPath(nn.Module):
@@ -40,16 +52,45 @@ class LinearPath(nn.Module):
             out = out.index_copy(0, rows, (patches[rows, : basis.values] - basis.mean) @ basis.analysis.T)
         return out
 
-    def decode(self, latents: Tensor, moving: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, packed: PackedTokens) -> Tensor:
         """Patches of each latent; values that the basis does not know are 0. latents: [N, L]. Returns [N, P]."""
         out = latents.new_zeros(len(latents), self.moving.values)
-        for basis, rows in self._parts(moving):
-            part = latents[rows] @ basis.synthesis.T + basis.mean
+        differences = neighbour_differences(latents, packed)
+        for basis, rows in self._parts(packed.moving):
+            part = latents[rows] @ basis.synthesis.T + (differences[rows] @ basis.gather.T) @ basis.spread.T
+            part = part + basis.bias
             out = out.index_copy(0, rows, nn.functional.pad(part, (0, self.moving.values - basis.values)))
         return out
 
     def _parts(self, moving: Tensor) -> list[tuple[Basis, Tensor]]:
         return [(self.still, (~moving).nonzero()[:, 0]), (self.moving, moving.nonzero()[:, 0])]
+
+
+def neighbour_differences(latents: Tensor, packed: PackedTokens) -> Tensor:
+    """What the eight tokens around each one have more than it has; 0 where there is none, and for voxels.
+
+    latents: [N, L] of the tokens of `packed`. Returns [N, 8 L] in the order of NEIGHBOURS.
+    """
+    t, x, y, z = packed.coords.long().unbind(1)
+    lengths = torch.tensor(packed.starts, device=x.device).diff()
+    window = torch.arange(len(lengths), device=x.device).repeat_interleave(lengths)
+    # One number for each place, with a margin of one so that no neighbour of a border is another token's place.
+    sizes = [int(axis.max()) + 3 for axis in (t, x, y, z)]
+
+    def place(dx: int, dy: int) -> Tensor:
+        return (((window * sizes[0] + t) * sizes[1] + x + 1 + dx) * sizes[2] + y + 1 + dy) * sizes[3] + z
+
+    places, order = place(0, 0).sort()
+    own = torch.arange(len(x), device=x.device)
+    # A neighbouring voxel is not a neighbouring piece of one picture.
+    pictured = packed.moving | (t == 0)
+    parts = []
+    for dx, dy in NEIGHBOURS:
+        wanted = place(dx, dy)
+        slot = torch.searchsorted(places, wanted).clamp(max=len(places) - 1)
+        rows = torch.where((places[slot] == wanted) & pictured, order[slot], own)
+        parts.append(latents[rows] - latents)
+    return torch.cat(parts, dim=1)
 
 
 class DigitTable(nn.Module):

@@ -45,7 +45,7 @@ class ATokenNet(nn.Module):
         """Latents (or FSQ values) to patches [N, P], about -1..1, no clamp. packed.feats: [N, L]."""
         patches: Tensor = self.decoder(packed)
         if self.linear_path is not None:
-            patches = patches + self.linear_path.decode(packed.feats.to(patches.dtype), packed.moving)
+            patches = patches + self.linear_path.decode(packed.feats.to(patches.dtype), packed)
         return patches
 
 

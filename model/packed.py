@@ -6,6 +6,7 @@ a voxel set is one window), pooling attends over the item.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -45,7 +46,7 @@ def plan_windows(coords: Tensor, item: int, window: int) -> list[Span]:
         raise RangeError("t goes back from one token to the next; wanted tokens of an item ordered by t")
     edges = [0, *(number.diff().nonzero()[:, 0] + 1).tolist(), len(coords)]
     spans = []
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in itertools.pairwise(edges):
         rows, columns = (coords[start:stop, 1:3].amax(0) + 1).tolist()
         spans.append(Span(item=item, start=start, stop=stop, rows=rows, columns=columns))
     return spans

@@ -56,7 +56,7 @@ def patchify(
     (0), as the network was trained. Source: facts 2; conformance/pixels.
     """
     if isinstance(item, Voxels):
-        feats = torch.from_numpy(np.ascontiguousarray(item.feats, np.float32)).to(device)
+        feats = torch.from_numpy(np.array(item.feats, np.float32)).to(device)
         return torch.nn.functional.pad(2 * feats - 1, (0, config.patch_values - config.frame_values))
     pt, ph, pw = config.patch
     first, last, _ = (t or slice(None)).indices(layout.grid[0])
@@ -72,7 +72,7 @@ def patchify(
     depth = min(pt, len(pixels))
     # [t, dt, h, dy, w, dx, 3] to [t, h, w, dt, dy, dx, 3], while the values are still bytes.
     tiles = pixels.reshape(len(pixels) // depth, depth, h, ph, w, pw, 3).transpose(0, 2, 4, 1, 3, 5, 6)
-    rows = torch.from_numpy(np.ascontiguousarray(tiles).reshape((last - first) * h * w, depth * ph * pw * 3)).to(device)
+    rows = torch.from_numpy(np.array(tiles, order="C").reshape((last - first) * h * w, depth * ph * pw * 3)).to(device)
     return torch.nn.functional.pad(rows.float() / 127.5 - 1, (0, config.patch_values - rows.shape[1]))
 
 
@@ -128,10 +128,10 @@ def _pad_last(pixels: UInt8Array, size: int, axis: int) -> UInt8Array:
 
 
 def _check_voxels(item: Voxels, config: ModelConfig) -> None:
-    n = len(item.coords)
-    if item.coords.shape != (n, 3) or item.feats.shape != (n, config.frame_values) or n == 0:
+    n, values = len(item.coords), config.frame_values
+    if item.coords.shape != (n, 3) or item.feats.shape != (n, values) or n == 0:
         raise ShapeError(
-            f"voxel coords {item.coords.shape} and feats {item.feats.shape}; wanted [n, 3] and [n, {config.frame_values}]"
+            f"voxel coords {item.coords.shape} and feats {item.feats.shape}; wanted [n, 3] and [n, {values}]"
         )
     if item.coords.min() < 0 or item.coords.max() >= VOXEL_GRID:
         raise RangeError(f"voxel coords from {item.coords.min()} to {item.coords.max()}; wanted 0 to {VOXEL_GRID - 1}")

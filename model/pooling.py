@@ -5,6 +5,7 @@ H heads, D head width, C = H D channels.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -81,5 +82,5 @@ class PoolingHead(nn.Module):
 
         features: [N, C]; items: B + 1 item starts. Returns [B, C].
         """
-        bounds = zip(items, items[1:], strict=False)
+        bounds = itertools.pairwise(items)
         return torch.stack([self.finish(self.update(None, features[start:stop])) for start, stop in bounds])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -55,7 +56,7 @@ class PositionTable(nn.Module):
             # [rows, 16] x [16, 16 C] first, then [columns, 16] on each row.
             partial = (along_x @ table.flatten(1)).unflatten(1, (TABLE_SIDE, -1))
             resized.append(torch.matmul(along_y, partial).flatten(0, 1))
-        lengths = torch.tensor([b - a for a, b in zip(starts, starts[1:], strict=False)])
+        lengths = torch.tensor([b - a for a, b in itertools.pairwise(starts)])
         places = torch.tensor([[offsets[extent], extent[1]] for extent in extents]).repeat_interleave(lengths, 0)
         places = places.to(coords.device)
         index = places[:, 0] + coords[:, 1] * places[:, 1] + coords[:, 2]

@@ -281,9 +281,7 @@ class Tokenizer:
     ) -> tuple[Tensor, ...]:
         """One pass of the decoder over whole windows; patches [len, P] of each."""
         coords = [
-            torch.from_numpy(np.ascontiguousarray(tokens[span.item].coords[span.start : span.stop], np.int32)).to(
-                self.device
-            )
+            torch.from_numpy(np.array(tokens[span.item].coords[span.start : span.stop], np.int32)).to(self.device)
             for span in spans
         ]
         feats = [values[span.item][span.start : span.stop].to(self.device) for span in spans]
@@ -298,7 +296,7 @@ class Tokenizer:
         return to_uint8(pixels[: layout.frames - first, : layout.height, : layout.width])
 
     def _spans(self, tokens: Tokens, index: int) -> list[Span]:
-        coords = torch.from_numpy(np.ascontiguousarray(tokens.coords, np.int32))
+        coords = torch.from_numpy(np.array(tokens.coords, np.int32))
         return plan_windows(coords, index, self.config.window)
 
     def _values(self, tokens: Tokens, any_model: bool) -> Tensor:
@@ -327,10 +325,9 @@ class Tokenizer:
                 raise UnsupportedError(f"{self.name!r} is continuous: it decodes latents, not codes")
             if tokens.codes.shape != (n, self.config.codebooks):
                 raise ShapeError(f"codes of shape {tokens.codes.shape}; wanted [{n}, {self.config.codebooks}]")
-            if tokens.codes.min() < 0 or tokens.codes.max() >= self.config.codebook_size:
-                raise RangeError(
-                    f"codes from {tokens.codes.min()} to {tokens.codes.max()}; wanted 0 to {self.config.codebook_size - 1}"
-                )
+            low, high, size = int(tokens.codes.min()), int(tokens.codes.max()), self.config.codebook_size
+            if low < 0 or high >= size:
+                raise RangeError(f"codes from {low} to {high}; wanted 0 to {size - 1}")
             codes = torch.from_numpy(np.ascontiguousarray(tokens.codes, np.int32))
             return fsq.codes_to_values(codes, self.config.latent_channels)
         if tokens.latents is None:
@@ -340,7 +337,7 @@ class Tokenizer:
         if not np.isfinite(tokens.latents).all():
             row = int(np.argwhere(~np.isfinite(tokens.latents))[0, 0])
             raise RangeError(f"latents that are not finite, first in row {row}")
-        return torch.from_numpy(np.ascontiguousarray(tokens.latents, np.float32))
+        return torch.from_numpy(np.array(tokens.latents, np.float32))  # a copy: torch warns of read-only views
 
     def _wanted(self, outputs: Collection[str]) -> frozenset[str]:
         unknown = sorted(set(outputs) - set(self.outputs))

@@ -5,6 +5,7 @@ N queries, M keys (M = N but for a cached prefix), H heads, D head width, W segm
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -60,12 +61,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, starts: Sequence[int], key_starts: S
             f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}; wanted [N, H, D], twice [M, H, D]"
         )
     for name, ends, total in (("starts", starts, q.shape[0]), ("key_starts", key_starts, k.shape[0])):
-        if (
-            len(ends) < 1
-            or ends[0] != 0
-            or ends[-1] != total
-            or any(b < a for a, b in zip(ends, ends[1:], strict=False))
-        ):
+        if len(ends) < 1 or ends[0] != 0 or ends[-1] != total or any(b < a for a, b in itertools.pairwise(ends)):
             raise ShapeError(f"{name} of {list(ends)[:8]}...; wanted non-decreasing from 0 to {total}")
     if len(starts) != len(key_starts):
         raise ShapeError(f"{len(starts)} starts and {len(key_starts)} key_starts; wanted as many")

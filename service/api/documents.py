@@ -1,0 +1,92 @@
+"""The OpenAPI document's hand-written parts: bodies that are streamed are beyond what the framework can see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from service.api import negotiation as types
+from service.api.answers import DecodeAnswer, EncodeAnswer, ProblemDocument
+from service.api.schemas import DecodeBody, EmbedBody, EncodeBody
+from service.errors import CODES, PROBLEM_JSON
+
+REF = "#/components/schemas/{model}"
+MODELS: tuple[type[BaseModel], ...] = (EncodeBody, EmbedBody, DecodeBody, EncodeAnswer, DecodeAnswer, ProblemDocument)
+BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
+
+
+def media_operation(options: type[BaseModel], body: type[BaseModel]) -> dict[str, Any]:
+    """Describe an operation that takes pictures and clips."""
+    raw = ("image/png", "image/jpeg", "image/webp", "image/avif", "image/gif", "video/mp4", "video/webm")
+    answers = (types.JSON, types.SAFETENSORS, types.NPY, types.NPZ, types.PNG, types.MP4)
+    return _operation(options, body, EncodeAnswer, [*raw, types.MKV, "application/octet-stream"], answers)
+
+
+def decode_operation(options: type[BaseModel], body: type[BaseModel]) -> dict[str, Any]:
+    """Describe an operation that takes tokens."""
+    answers = (types.PNG, types.WEBP, types.JPEG, types.MP4, types.MKV, types.JSON, types.NPY, types.MULTIPART)
+    return _operation(options, body, DecodeAnswer, [types.SAFETENSORS, "application/octet-stream"], answers)
+
+
+def build_openapi(app: FastAPI) -> dict[str, Any]:
+    """Return the OpenAPI document of an application, built once."""
+    if not app.openapi_schema:
+        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        _, definitions = models_json_schema([(model, "validation") for model in MODELS], ref_template=REF)
+        document.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def _operation(
+    options: type[BaseModel],
+    body: type[BaseModel],
+    answer: type[BaseModel],
+    raw: Sequence[str],
+    answers: Sequence[str],
+) -> dict[str, Any]:
+    fields = options.model_json_schema()["properties"]
+    form = {
+        "type": "object",
+        "required": ["file"],
+        "properties": {"file": {"type": "array", "items": BINARY["schema"]}, **fields},
+    }
+    content = {"multipart/form-data": {"schema": form}, types.JSON: _reference(body)} | dict.fromkeys(raw, BINARY)
+    by_status: dict[int, list[str]] = {}
+    for code, info in CODES.items():
+        if info.status != 499:  # nobody is there to see it
+            by_status.setdefault(info.status, []).append(code)
+    responses: dict[str, Any] = {
+        "200": {
+            "description": "The result, in the format that `Accept` asks for.",
+            "content": dict.fromkeys(answers, BINARY) | {types.JSON: _reference(answer)},
+        }
+    }
+    for status, codes in sorted(by_status.items()):
+        responses[str(status)] = {
+            "description": ", ".join(codes),
+            "content": {PROBLEM_JSON: _reference(ProblemDocument)},
+        }
+    return {
+        "requestBody": {"required": True, "content": content},
+        "parameters": [
+            {
+                "name": name,
+                "in": "query",
+                "required": False,
+                "description": schema.get("description", ""),
+                "schema": schema,
+            }
+            for name, schema in fields.items()
+        ],
+        "responses": responses,
+    }
+
+
+def _reference(model: type[BaseModel]) -> dict[str, Any]:
+    return {"schema": {"$ref": REF.format(model=model.__name__)}}

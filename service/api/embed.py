@@ -1,0 +1,38 @@
+"""POST /embed: pictures and clips in, one unit vector each out."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.api.core import service_of
+from service.api.documents import media_operation
+from service.api.encoding import answer_media
+from service.api.items import Deadline
+from service.api.record import record_of
+from service.api.schemas import EmbedBody, EmbedOptions
+from service.api.uploads import read_media
+
+router = APIRouter()
+
+
+@router.post("/embed", openapi_extra=media_operation(EmbedOptions, EmbedBody))
+async def embed(request: Request) -> Response:
+    """Turn pictures and clips into an embedding each (unit length), and on request a feature vector for each token."""
+    service, record = service_of(request), record_of(request.scope)
+    deadline = Deadline.of(request, service, record)
+    with record.stage("recv"):
+        options, uploads = await read_media(request, service.settings, EmbedOptions, EmbedBody)
+    outputs = list(dict.fromkeys(options.outputs or ["embedding"]))
+    card = await service.models.for_outputs(options.model, outputs)
+    return await answer_media(
+        request,
+        deadline,
+        op="embed",
+        options=options,
+        job_options={"outputs": outputs, "fit": options.fit},
+        card=card,
+        uploads=uploads,
+        outputs=outputs,
+    )

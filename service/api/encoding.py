@@ -1,0 +1,143 @@
+"""What /encode and /embed share: from uploads to an answer in the format that the client accepts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from media.sniff import Probe
+from media.types import UInt8Array
+from service.api import children, render
+from service.api import negotiation as types
+from service.api.core import Service, service_of
+from service.api.items import Deadline, Done, Outcome, Ticket, check_kind, encode_all, probe_all, settle_record
+from service.api.models import Card
+from service.api.record import Record, record_of
+from service.api.schemas import EmbedOptions, EncodeOptions
+from service.api.uploads import Upload
+from service.errors import Problem
+
+
+async def answer_media(
+    request: Request,
+    deadline: Deadline,
+    *,
+    op: Literal["encode", "embed"],
+    options: EncodeOptions | EmbedOptions,
+    job_options: dict[str, Any],
+    card: Card,
+    uploads: Sequence[Upload],
+    outputs: Sequence[str],
+) -> Response:
+    """Run the uploads through `card`'s workers and write the answer. Raises Problem and what the queue raises."""
+    service, record = service_of(request), record_of(request.scope)
+    record.items, record.model, record.revision = len(uploads), card.name, card.revision
+    probes = await probe_all(service, record, uploads)
+    if len(probes) == 1:
+        if isinstance(probes[0], Problem):
+            raise probes[0]
+        check_kind(card, probes[0].kind)
+    media_type = types.choose(
+        request.headers.get("accept"), offers(outputs, probes), result=f"{', '.join(outputs)} of {_count(len(uploads))}"
+    )
+    ticket = Ticket(
+        service=service,
+        record=record,
+        deadline=deadline,
+        op=op,
+        options=job_options,
+        fail=fails_whole(options.on_error, media_type, len(uploads)),
+    )
+
+    async def work() -> bytes:
+        outcomes = await encode_all(ticket, card, uploads, probes, keep_pixels="reconstruction" in outputs)
+        settle_record(ticket, outcomes)
+        with record.stage("encode"):
+            return await _write(service, media_type, outcomes, outputs, options, record)
+
+    return Response(await ticket.race(request, work()), media_type=media_type)
+
+
+def offers(outputs: Sequence[str], probes: Sequence[Probe | Problem]) -> list[str]:
+    """Return the formats that these outputs of these items can be given as, the default first."""
+    arrays = [name for name in outputs if name != "reconstruction"]
+    single = probes[0] if len(probes) == 1 else None
+    if "reconstruction" in outputs:
+        if arrays or single is None or isinstance(single, Problem):
+            return [types.JSON]
+        return [types.JSON, *children.file_types(single.kind, single.frames or 0)]
+    found = [types.JSON, types.SAFETENSORS]
+    if len(arrays) == 1 and (single is not None or arrays == ["embedding"]):
+        found.append(types.NPY)
+    if single is not None or arrays == ["embedding"]:
+        found.append(types.NPZ)
+    return found
+
+
+def fails_whole(on_error: Literal["partial", "fail"] | None, media_type: str, count: int) -> bool:
+    """Tell whether one bad item fails the request: when asked to, when it is alone, and where a format cannot tell.
+
+    Raises Problem invalid_parameter when `partial` was asked of such a format.
+    """
+    if count == 1 or on_error == "fail":
+        return True
+    if media_type in (types.JSON, types.MULTIPART):
+        return False
+    if on_error == "partial":
+        raise Problem(
+            "invalid_parameter",
+            f"`on_error`: {media_type} cannot carry a problem beside a result; accept {types.JSON} for `partial`",
+        )
+    return True
+
+
+async def _write(
+    service: Service,
+    media_type: str,
+    outcomes: Sequence[Outcome],
+    outputs: Sequence[str],
+    options: EncodeOptions | EmbedOptions,
+    record: Record,
+) -> bytes:
+    clips = [_reconstruction(outcome) for outcome in outcomes]
+    if media_type in (*children.IMAGE_FORMATS, *children.CLIP_FORMATS):
+        (clip,) = clips
+        assert clip is not None
+        return (await children.write(service, clip[1], clip[2], media_type)).data
+    files = await children.write_all(service, clips)
+    max_values = service.settings.json_values
+    return await asyncio.to_thread(_render, media_type, outcomes, outputs, options, record, files, max_values)
+
+
+def _render(
+    media_type: str,
+    outcomes: Sequence[Outcome],
+    outputs: Sequence[str],
+    options: EncodeOptions | EmbedOptions,
+    record: Record,
+    files: Sequence[children.File | None],
+    max_values: int,
+) -> bytes:
+    if media_type == types.JSON:
+        return render.encoded_json(outcomes, outputs, record, files, floats=options.floats, max_values=max_values)
+    good = [outcome for outcome in outcomes if isinstance(outcome, Done)]
+    if media_type == types.SAFETENSORS:
+        sample, seed = (options.sample, options.seed) if isinstance(options, EncodeOptions) else (False, None)
+        return render.token_file(good, outputs, record, sample=sample, seed=seed)
+    if media_type == types.NPZ:
+        return render.npz(render.encoded_arrays(good, outputs))
+    return render.npy(render.encoded_arrays(good, outputs)[outputs[0]])
+
+
+def _reconstruction(outcome: Outcome) -> tuple[str, UInt8Array, float | None] | None:
+    if isinstance(outcome, Done) and "reconstruction" in outcome.arrays:
+        return outcome.kind, outcome.arrays["reconstruction"], outcome.meta["layout"].get("fps")
+    return None
+
+
+def _count(count: int) -> str:
+    return "one item" if count == 1 else f"{count} items"

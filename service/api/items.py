@@ -1,0 +1,337 @@
+"""The way of one item: header, cost, queue check, decoder child, queue, answer. And of several, side by side."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
+from uuid import uuid4
+
+import numpy as np
+import numpy.typing as npt
+import structlog
+from starlette.requests import Request
+
+from media import wire
+from media.errors import MediaError
+from media.sniff import Probe, probe, token_cost
+from media.types import Image, Kind, UInt8Array, Video
+from service.api import children
+from service.api.core import Service
+from service.api.models import Card
+from service.api.racing import race
+from service.api.record import Record, timeout_of
+from service.api.uploads import Upload
+from service.errors import Problem, as_problem, problem_of_answer
+from service.queue.jobs import Job, Op, QueueUnavailable, Refused
+
+log = structlog.get_logger("atoken.items")
+
+GRACE_S = 0.5
+"""How much longer than the deadline we wait: the queue's own word on an expired job says more than ours."""
+
+WITHDRAW_S = 2.0
+THREAD_BYTES = 1024 * 1024
+"""From here on a copy takes long enough to leave the event loop for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """One item's result. cost: its tokens. pixels: the input uint8 [T, H, W, 3], where the answer needs it again."""
+
+    id: str
+    kind: Kind
+    cost: int
+    arrays: dict[str, npt.NDArray[Any]]
+    meta: dict[str, Any]
+    pixels: UInt8Array | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bad:
+    """One item that has no result."""
+
+    id: str
+    problem: Problem
+
+
+Outcome: TypeAlias = Done | Bad
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deadline:
+    """When the client gives up: seconds it allowed, and the moment in Unix time."""
+
+    timeout_s: float
+    at: float
+
+    @classmethod
+    def of(cls, request: Request, service: Service, record: Record) -> Deadline:
+        """Read the deadline of a request from its headers; time spent so far counts."""
+        timeout_s = timeout_of(request.headers, service.settings)
+        return cls(timeout_s=timeout_s, at=time.time() + timeout_s - record.elapsed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ticket:
+    """What all items of one request have in common on their way through the queue."""
+
+    service: Service
+    record: Record
+    deadline: Deadline
+    op: Op
+    options: dict[str, Any]
+    fail: bool
+    """The first bad item fails the request, before anything is queued."""
+
+    async def race(self, request: Request, work: Any) -> Any:
+        """Wait for work within the deadline, while the client is there."""
+        remaining = self.deadline.at - time.time() + GRACE_S
+        return await race(
+            work,
+            request,
+            remaining_s=remaining,
+            timeout_s=self.deadline.timeout_s,
+            stopping=self.service.stopping,
+        )
+
+
+async def probe_all(service: Service, record: Record, uploads: Sequence[Upload]) -> list[Probe | Problem]:
+    """Read the headers of all uploads: kind and size, before any decoder runs."""
+    limits = service.settings.media
+
+    def look(upload: Upload) -> Probe | Problem:
+        if upload.problem is not None:
+            return upload.problem
+        try:
+            return probe(upload.data, limits, declared=upload.declared)
+        except MediaError as error:
+            return as_problem(error)
+
+    with record.stage("check"):
+        return await asyncio.to_thread(lambda: [look(upload) for upload in uploads])
+
+
+async def encode_all(
+    ticket: Ticket,
+    card: Card,
+    uploads: Sequence[Upload],
+    probes: Sequence[Probe | Problem],
+    *,
+    keep_pixels: bool = False,
+) -> list[Outcome]:
+    """Send pictures and clips through an encode or embed job each.
+
+    Raises Problem too_many_tokens, the first item's problem when the ticket says `fail`, or what the queue refuses.
+    """
+    fit = ticket.options["fit"]
+    costs: list[int | Problem | None] = [_cost_of_probe(ticket, card, found, fit) for found in probes]
+    known = [cost for cost in costs if isinstance(cost, int)]
+    await _admit(ticket, card.pool, sum(known))
+
+    async def decode(upload: Upload, cost: int | Problem | None) -> tuple[Image | Video, int]:
+        if isinstance(cost, Problem):
+            raise cost
+        item = await children.read(ticket.service, ticket.record, upload)
+        frames = 1 if isinstance(item, Image) else len(item.frames)
+        height, width = item.pixels.shape[:2] if isinstance(item, Image) else item.frames.shape[1:3]
+        # Headers lie; what counts is what came out.
+        cost = token_cost(item.kind, frames, height, width, fit)
+        check_cost(ticket, card, cost, item.kind)
+        return item, cost
+
+    async def send(upload: Upload, item: Image | Video, cost: int) -> Done:
+        pixels = item.pixels[np.newaxis] if isinstance(item, Image) else item.frames
+        meta: dict[str, wire.JSON] = {
+            "kind": item.kind,
+            "fps": item.fps if isinstance(item, Video) else None,
+            "notes": list(item.notes),
+        }
+        payload = await _dump({"pixels": pixels}, meta, pixels.nbytes)
+        arrays, answered = await run_job(ticket, card, cost, payload)
+        kept = pixels if keep_pixels else None
+        return Done(id=upload.id, kind=item.kind, cost=cost, arrays=arrays, meta=answered, pixels=kept)
+
+    async def whole_way(upload: Upload, cost: int | Problem | None) -> Done:
+        return await send(upload, *await decode(upload, cost))
+
+    names = [upload.id for upload in uploads]
+    if not ticket.fail:
+        return await gather(ticket, names, [whole_way(*pair) for pair in zip(uploads, costs, strict=True)])
+    decoded = await _all_or_first_problem([decode(*pair) for pair in zip(uploads, costs, strict=True)])
+    return await gather(ticket, names, [send(upload, *found) for upload, found in zip(uploads, decoded, strict=True)])
+
+
+async def gather(ticket: Ticket, names: Sequence[str], work: Sequence[Awaitable[Done]]) -> list[Outcome]:
+    """Wait for all items; with `fail` the first problem is raised and the others are given up."""
+    if ticket.fail:
+        return list(await _all_or_first_problem(work))
+
+    async def settle(name: str, one: Awaitable[Done]) -> Outcome:
+        try:
+            return await one
+        except Exception as error:
+            problem = as_problem(error)
+            if problem.code == "internal":
+                log.error("an item failed", request_id=ticket.record.request_id, exc_info=error)
+            return Bad(id=name, problem=problem)
+
+    return list(await asyncio.gather(*(settle(name, one) for name, one in zip(names, work, strict=True))))
+
+
+async def run_job(
+    ticket: Ticket, card: Card, cost: int, payload: bytes
+) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    """Queue one job, wait for its answer and take it apart. Whoever is canceled here withdraws the job.
+
+    Raises Problem, Refused or QueueUnavailable.
+    """
+    queue, record = ticket.service.queue, ticket.record
+    job = Job(
+        id=uuid4().hex,
+        op=ticket.op,
+        pool=card.pool,
+        cost=cost,
+        deadline=ticket.deadline.at,
+        options=ticket.options,
+        request_id=record.request_id,
+    )
+    ours = True
+    try:
+        with record.stage("submit"):
+            await queue.submit(job, payload)
+        submitted = time.perf_counter()
+        answer = await queue.wait(job.id)
+        ours = False
+    except (Refused, QueueUnavailable):
+        ours = False
+        raise
+    finally:
+        if ours:
+            await _withdraw(ticket.service, job.id)
+    known = {name: answer.timings[name] for name in ("queue", "model") if name in answer.timings}
+    for name, milliseconds in known.items():
+        record.add_stage(name, milliseconds)
+    waited = 1000.0 * (time.perf_counter() - submitted)
+    record.add_stage("deliver", max(0.0, waited - sum(known.values())))
+    if answer.status != "done" or answer.payload is None:
+        raise problem_of_answer(answer)
+    return wire.loads(answer.payload)
+
+
+def check_cost(ticket: Ticket, card: Card, cost: int, kind: Kind) -> None:
+    """Raise Problem item_too_large when one item has more tokens than the limits or the model's workers take."""
+    limit = ticket.service.settings.media.item_tokens
+    if card.max_item_tokens is not None:
+        limit = min(limit, card.max_item_tokens)
+    if cost > limit:
+        advice = (
+            f"a picture of {limit} tokens has {limit * 256} pixels (16 x 16 a token)"
+            if kind == "image"
+            else "send a smaller frame size or fewer frames (a token is 4 frames of 16 x 16 pixels)"
+        )
+        raise Problem(
+            "item_too_large",
+            f"the item has {cost} tokens, at most {limit} are allowed; {advice}",
+            limit=limit,
+            actual=cost,
+        )
+
+
+def check_kind(card: Card, kind: Kind) -> None:
+    """Raise Problem unsupported_output when a model does not take a kind of item."""
+    if kind not in card.kinds:
+        raise Problem("unsupported_output", f"`{card.name}` takes {', '.join(card.kinds)}, not {kind}")
+
+
+async def admit_tokens(ticket: Ticket, costs: dict[str, int]) -> None:
+    """Refuse a request whose items have too many tokens together, or whose pools have no room now; costs by pool."""
+    limit = ticket.service.settings.media.request_tokens
+    total = sum(costs.values())
+    if total > limit:
+        raise Problem(
+            "too_many_tokens",
+            f"the items have {total} tokens together, at most {limit} are allowed; send several requests",
+            limit=limit,
+            actual=total,
+        )
+    for pool, cost in costs.items():
+        await ticket.service.load.check(pool, cost)
+
+
+async def _admit(ticket: Ticket, pool: str, cost: int) -> None:
+    if cost:
+        await admit_tokens(ticket, {pool: cost})
+
+
+def _cost_of_probe(
+    ticket: Ticket, card: Card, found: Probe | Problem, fit: Literal["pad", "crop"]
+) -> int | Problem | None:
+    """Return the tokens of an item as its header promises, None if it does not say, or why it is refused."""
+    if isinstance(found, Problem):
+        return found
+    try:
+        check_kind(card, found.kind)
+        if found.kind == "video" and found.frames is None:
+            return None
+        cost = token_cost(found.kind, found.frames or 1, found.height, found.width, fit)
+        check_cost(ticket, card, cost, found.kind)
+    except (Problem, MediaError) as error:
+        return as_problem(error)
+    return cost
+
+
+async def _dump(arrays: dict[str, npt.NDArray[Any]], meta: dict[str, wire.JSON], size: int) -> bytes:
+    if size < THREAD_BYTES:
+        return wire.dumps(arrays, meta)
+    return await asyncio.to_thread(wire.dumps, arrays, meta)
+
+
+async def _all_or_first_problem(work: Sequence[Awaitable[Any]]) -> list[Any]:
+    """Wait for all; when one fails, give up the others and raise its problem with its position."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for position, task in enumerate(tasks):
+            if task.done() and not task.cancelled():
+                error = task.exception()
+                if error is not None:
+                    raise _at(error, position if len(tasks) > 1 else None) from error
+        return [task.result() for task in tasks]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _at(error: BaseException, position: int | None) -> BaseException:
+    if not isinstance(error, Problem | MediaError | Refused | QueueUnavailable):
+        return error
+    return replace(as_problem(error), item=position)
+
+
+async def _withdraw(service: Service, job_id: str) -> None:
+    with suppress(TimeoutError, QueueUnavailable):  # then the job's own deadline ends it
+        async with asyncio.timeout(WITHDRAW_S):
+            await service.queue.cancel(job_id)
+
+
+def settle_record(ticket: Ticket, outcomes: Sequence[Outcome]) -> None:
+    """Count what came out, for headers, log and metrics. Raises the first Problem, with all, if none is good."""
+    record, telemetry = ticket.record, ticket.service.telemetry
+    for outcome in outcomes:
+        if isinstance(outcome, Done):
+            record.tokens += outcome.cost
+            telemetry.items.labels(ticket.op, outcome.kind, "ok").inc()
+            telemetry.tokens.labels(ticket.op, outcome.kind).inc(outcome.cost)
+        else:
+            record.failed_items += 1
+            telemetry.items.labels(ticket.op, "unknown", outcome.problem.code).inc()
+    bad = [(position, outcome) for position, outcome in enumerate(outcomes) if isinstance(outcome, Bad)]
+    if len(bad) == len(outcomes):
+        position, first = bad[0]
+        entries = [{"id": outcome.id, "error": outcome.problem.document(record.request_id)} for _, outcome in bad]
+        raise replace(first.problem, item=position, extra={**first.problem.extra, "items": entries})

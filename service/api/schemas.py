@@ -1,0 +1,172 @@
+"""What a request may say: options of the three operations, and their JSON bodies. Unknown names are errors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from service.errors import Problem
+
+Text = Annotated[str, Field(max_length=200)]
+
+
+def _split(value: object) -> object:
+    """Accept "a,b", ["a", "b"] and ["a,b"] alike: form fields and query parameters are text."""
+    if isinstance(value, str):
+        value = [value]
+    if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
+        return [name.strip() for entry in value for name in entry.split(",") if name.strip()]
+    return value
+
+
+EncodeOutput = Literal["latents", "codes", "embedding", "features", "reconstruction"]
+EmbedOutput = Literal["embedding", "features"]
+
+
+class Options(BaseModel):
+    """What every operation takes. In the query, in form fields, in the part `request` or in the JSON body."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: Text | None = Field(None, description="Name from /v1/models; left out: the first model that can do it.")
+    on_error: Literal["partial", "fail"] | None = Field(
+        None,
+        description="Several items: `partial` (default of JSON answers) answers the good ones, `fail` refuses all with "
+        "the first problem. Answers that cannot carry a problem beside a result (token file, npy) always fail.",
+    )
+    floats: bool = Field(False, description="JSON answers: tensors as nested lists instead of base64.")
+
+
+class EncodeOptions(Options):
+    """Options of /encode."""
+
+    outputs: Annotated[list[EncodeOutput], BeforeValidator(_split), Field(min_length=1)] | None = Field(
+        None, description="Comma separated or repeated. Default: `codes` of a model that has them, else `latents`."
+    )
+    fit: Literal["pad", "crop"] = Field(
+        "pad",
+        description="`pad` keeps every pixel; `crop` drops what does not fill a patch, as the published code does.",
+    )
+    sample: bool = Field(False, description="Draw latents from the posterior instead of taking its mean; needs `seed`.")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+
+    @model_validator(mode="after")
+    def _check_seed(self) -> EncodeOptions:
+        if self.sample and self.seed is None:
+            raise ValueError("`sample=true` needs a `seed`")
+        return self
+
+
+class EmbedOptions(Options):
+    """Options of /embed."""
+
+    outputs: Annotated[list[EmbedOutput], BeforeValidator(_split), Field(min_length=1)] | None = Field(
+        None, description="`embedding` (default) for the item, `features` for each token."
+    )
+    fit: Literal["pad", "crop"] = "pad"
+
+
+class DecodeOptions(Options):
+    """Options of /decode."""
+
+    force: bool = Field(False, description="Decode tokens of another model or revision, if the shapes fit.")
+    quality: Annotated[int, Field(ge=1, le=100)] = Field(90, description="Of JPEG and lossy WebP.")
+
+
+class MediaItem(BaseModel):
+    """One picture or clip in a JSON body."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: Text | None = None
+    data: str = Field(description="Base64, or a base64 `data:` URL. Addresses are not fetched.")
+
+
+class _MediaBody(BaseModel):
+    items: list[MediaItem] | None = None
+    file: str | list[str] | None = Field(None, description="Shorthand of `items`: base64, one or several.")
+    data: str | list[str] | None = Field(None, description="The same as `file`.")
+
+    @model_validator(mode="after")
+    def _check_one(self) -> _MediaBody:
+        if sum(value is not None for value in (self.items, self.file, self.data)) != 1:
+            raise ValueError("give the content as exactly one of `items`, `file` and `data`")
+        return self
+
+
+class EncodeBody(EncodeOptions, _MediaBody):
+    """JSON body of /encode."""
+
+
+class EmbedBody(EmbedOptions, _MediaBody):
+    """JSON body of /embed."""
+
+
+class DecodeItem(BaseModel):
+    """Tokens of one item in a JSON body: arrays, or a token file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: Text | None = None
+    latents: Any = Field(None, description="[n, L]: nested lists or {dtype, shape, data}.")
+    codes: Any = Field(None, description="[n, K], whole numbers: nested lists or {dtype, shape, data}.")
+    coords: Any = Field(None, description="[n, 4] (t, x, y, z; x = patch row): nested lists or {dtype, shape, data}.")
+    layout: dict[str, Any] | None = Field(
+        None, description="As in the answer of /encode; left out: the coords' grid, filled up to whole patches."
+    )
+    data: str | None = Field(None, description="A token file in base64, instead of arrays.")
+
+
+class DecodeBody(DecodeOptions):
+    """JSON body of /decode: `items`, or the fields of one item at the top."""
+
+    items: list[DecodeItem] | None = None
+    latents: Any = None
+    codes: Any = None
+    coords: Any = None
+    layout: dict[str, Any] | None = None
+    data: str | None = None
+    revision: Text | None = Field(
+        None, description="Revision of the model that made the arrays, if it should be checked."
+    )
+
+    @model_validator(mode="after")
+    def _check_one(self) -> DecodeBody:
+        inline = [name for name in ("latents", "codes", "coords", "layout", "data") if getattr(self, name) is not None]
+        if self.items is not None and inline:
+            raise ValueError(f"`items` and `{inline[0]}` exclude each other")
+        if self.items is None and not inline:
+            raise ValueError("give `items`, or `latents` or `codes` with `coords`, or a token file as `data`")
+        return self
+
+
+S = TypeVar("S", bound=BaseModel)
+
+
+def validate(schema: type[S], values: Mapping[str, Any]) -> S:
+    """Return values as a record of schema. Raises Problem invalid_parameter: the wrong fields, never their values."""
+    try:
+        return schema.model_validate(dict(values))
+    except ValidationError as error:
+        raise _problem_of(error, schema) from None
+
+
+def _problem_of(error: ValidationError, schema: type[BaseModel]) -> Problem:
+    item = DecodeItem if schema is DecodeBody else MediaItem
+    errors = []
+    for entry in error.errors(include_url=False, include_context=False, include_input=False):
+        where = ".".join(str(step) for step in entry["loc"])[:200]
+        if entry["type"] == "extra_forbidden":
+            known = schema if len(entry["loc"]) == 1 else item
+            message = f"unknown name; known are {', '.join(sorted(known.model_fields))}"
+        else:
+            message = entry["msg"].removeprefix("Value error, ")
+        errors.append({"field": where, "message": message})
+        if len(errors) == 10:
+            break
+    detail = "; ".join(
+        f"`{entry['field']}`: {entry['message']}" if entry["field"] else entry["message"] for entry in errors
+    )
+    return Problem("invalid_parameter", detail, extra={"errors": errors})

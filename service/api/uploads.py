@@ -1,0 +1,246 @@
+"""Three ways to send content (multipart, one raw body, JSON), one result: options and a list of uploads."""
+
+from __future__ import annotations
+
+import asyncio
+import binascii
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import orjson
+from pydantic import BaseModel
+from starlette.requests import Request
+
+from service.api.multipart import Form, FormReader, Part, boundary_of
+from service.api.negotiation import ALIASES, SAFETENSORS
+from service.api.schemas import validate
+from service.errors import Problem
+from service.settings import Settings
+
+# Types that say nothing: the first bytes decide. The third is what curl sends with --data-binary unless told otherwise.
+UNDECLARED = {"", "application/octet-stream", "application/x-www-form-urlencoded", "binary/octet-stream"}
+THREAD_BYTES = 256 * 1024
+"""Bodies from this size on are parsed in a thread; below, the switch costs more than the parsing."""
+
+DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[\w.+-]+)*;base64,", re.ASCII)
+
+S = TypeVar("S", bound=BaseModel)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upload:
+    """One file as it came. declared: media type that its sender stated, None if none. problem: why it has no data."""
+
+    id: str
+    data: bytes = b""
+    declared: str | None = None
+    problem: Problem | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """A request's content before anybody looked into it: either uploads (with options) or a JSON object with both."""
+
+    options: dict[str, Any]
+    uploads: list[Upload] | None = None
+    body: dict[str, Any] | None = None
+
+
+async def read_content(request: Request, settings: Settings) -> Content:
+    """Read the body in whichever of the three forms it has. Raises Problem; nothing is decoded yet."""
+    header = request.headers.get("content-type", "")
+    media_type = header.partition(";")[0].strip().lower()
+    query = _collect((name, value) for name, value in request.query_params.multi_items())
+    if media_type == "multipart/form-data":
+        return await _read_multipart(request, header, query, settings)
+    data = b"".join([chunk async for chunk in request.stream()])
+    if not data:
+        raise Problem("truncated_body", "the body is empty; send a file, JSON or multipart/form-data")
+    if media_type == "application/json" or media_type.endswith("+json"):
+        parse = _parse_object
+        body = await asyncio.to_thread(parse, data, settings) if len(data) >= THREAD_BYTES else parse(data, settings)
+        return Content(options={}, body=_merge(query, body))
+    if media_type in UNDECLARED:
+        declared = None
+    elif media_type.startswith(("image/", "video/")) or ALIASES.get(media_type, media_type) == SAFETENSORS:
+        declared = media_type
+    else:
+        raise Problem(
+            "unsupported_media_type",
+            f"the Content-Type {media_type[:100]!r} is not offered; send multipart/form-data, application/json, "
+            f"an image or video type, {SAFETENSORS} or application/octet-stream",
+        )
+    return Content(options=query, uploads=[Upload(id="0", data=data, declared=declared)])
+
+
+async def read_media(
+    request: Request, settings: Settings, options_schema: type[S], body_schema: type[S]
+) -> tuple[S, list[Upload]]:
+    """Read pictures and clips with their options, for encode and embed. Raises Problem."""
+    content = await read_content(request, settings)
+    if content.body is None:
+        options, uploads = validate(options_schema, content.options), content.uploads or []
+    else:
+        options = validate(body_schema, content.body)
+        uploads = await asyncio.to_thread(_uploads_of_body, options, settings)
+    return options, uploads
+
+
+def decode_base64(text: str, *, what: str) -> tuple[bytes, str | None]:
+    """Decode base64 or a base64 data: URL to bytes and the declared media type. Raises Problem invalid_parameter."""
+    declared = None
+    if text[:5].lower() == "data:":
+        match = DATA_URL.match(text[:300])
+        if match is None:
+            raise Problem("invalid_parameter", f"{what} is a data: URL, but not of the form data:TYPE;base64,CONTENT")
+        declared, text = match[1], text[match.end() :]
+    elif "://" in text[:20]:
+        raise Problem(
+            "invalid_parameter", f"{what} is an address; addresses are not fetched, send the content in base64"
+        )
+    try:
+        data = binascii.a2b_base64(text.encode("ascii"), strict_mode=True)
+    except (binascii.Error, UnicodeEncodeError):
+        raise Problem("invalid_parameter", f"{what} is not valid base64") from None
+    if not data:
+        raise Problem("truncated_body", f"{what} is empty")
+    return data, None if declared is None or declared.lower() in UNDECLARED else declared.lower()
+
+
+async def _read_multipart(request: Request, header: str, query: dict[str, Any], settings: Settings) -> Content:
+    reader = FormReader(
+        boundary_of(header),
+        max_parts=settings.request_parts,
+        max_files=settings.request_items,
+        field_bytes=settings.part_bytes,
+    )
+    form = await reader.read(request.stream())
+    options = query
+    texts = []
+    for part in form.fields:
+        if part.name == "request":
+            options = _merge(options, _parse_object(part.data, settings, what="the part `request`"))
+        else:
+            texts.append((part.name, _text_of(part)))
+    options = _merge(options, _collect(texts))
+    if not form.files:
+        raise Problem("invalid_parameter", f"there is no part named `file`; {_describe(form)}")
+    return Content(options=options, uploads=[_upload_of(position, part) for position, part in enumerate(form.files)])
+
+
+def _upload_of(position: int, part: Part) -> Upload:
+    name = part.filename or str(position)
+    label = "".join(character for character in name if character.isprintable())[:200] or str(position)
+    declared = None if (part.content_type or "") in UNDECLARED else part.content_type
+    problem = None if part.data else Problem("truncated_body", "the file is empty")
+    return Upload(id=label, data=part.data, declared=declared, problem=problem)
+
+
+def _uploads_of_body(body: Any, settings: Settings) -> list[Upload]:
+    entries: list[tuple[str | None, str]]
+    if body.items is not None:
+        entries = [(item.id, item.data) for item in body.items]
+    else:
+        value = body.file if body.file is not None else body.data
+        entries = [(None, text) for text in ([value] if isinstance(value, str) else value)]
+    check_count(len(entries), settings)
+    uploads = []
+    for position, (label, text) in enumerate(entries):
+        name = str(position) if label is None else label
+        try:
+            data, declared = decode_base64(text, what="`data`")
+            uploads.append(Upload(id=name, data=data, declared=declared))
+        except Problem as problem:
+            uploads.append(Upload(id=name, problem=problem))
+    return uploads
+
+
+def check_count(count: int, settings: Settings) -> None:
+    """Raise Problem unless a request has between one and the allowed number of items."""
+    if count == 0:
+        raise Problem("invalid_parameter", "`items` is empty; send at least one")
+    if count > settings.request_items:
+        raise Problem(
+            "too_many_items",
+            f"{count} items are too many; at most {settings.request_items} are allowed in one request",
+            limit=settings.request_items,
+            actual=count,
+        )
+
+
+def _parse_object(data: bytes, settings: Settings, *, what: str = "the body") -> dict[str, Any]:
+    """Parse a JSON object within bounds of size, number of values and depth; of equal names the last counts."""
+    if len(data) > settings.json_bytes:
+        raise Problem(
+            "body_too_large",
+            f"{what} has {len(data)} bytes; as JSON at most {settings.json_bytes} are allowed",
+            limit=settings.json_bytes,
+            actual=len(data),
+        )
+    # Counted before parsing: a body of numbers takes twenty times its size as Python objects.
+    values = data.count(b",") + data.count(b"[") + data.count(b"{")
+    if values > settings.json_values:
+        raise Problem(
+            "body_too_large",
+            f"{what} has more than {settings.json_values} values; send tensors as base64 or as a token file",
+            limit=settings.json_values,
+            actual=values,
+        )
+    try:
+        parsed = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        place = f"(line {error.lineno}, column {error.colno})"
+        if "infinity" in error.msg or error.doc.startswith(("NaN", "Infinity"), error.pos):
+            raise Problem("non_finite_input", f"{what} has a number that is not finite {place}") from None
+        raise Problem("invalid_json", f"{what} is not valid JSON {place}") from None
+    if not isinstance(parsed, dict):
+        raise Problem("invalid_parameter", f"{what} must be a JSON object")
+    level: list[Any] = [parsed]
+    for _ in range(settings.json_depth):
+        level = [
+            child
+            for container in level
+            for child in (container.values() if isinstance(container, dict) else container)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return parsed
+    raise Problem(
+        "invalid_json", f"{what} is nested deeper than {settings.json_depth} levels", limit=settings.json_depth
+    )
+
+
+def _collect(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Gather text parameters; only `outputs` may be repeated."""
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name == "outputs":
+            values.setdefault(name, []).append(value)
+        elif name in values:
+            raise Problem("invalid_parameter", f"`{name[:100]}` is given twice")
+        else:
+            values[name] = value
+    return values
+
+
+def _merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    for name in second:
+        if name in first:
+            raise Problem(
+                "invalid_parameter", f"`{name[:100]}` is given twice, in the query or a field and in the body"
+            )
+    return {**first, **second}
+
+
+def _text_of(part: Part) -> str:
+    try:
+        return part.data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise Problem("invalid_parameter", f"the field `{part.name[:100]}` is not UTF-8 text") from None
+
+
+def _describe(form: Form) -> str:
+    names = sorted({part.name[:50] for part in form.fields})
+    return f"the parts are named {', '.join(names)}" if names else "the body has no part"

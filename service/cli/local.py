@@ -1,0 +1,239 @@
+"""What `atoken encode`, `decode`, `embed` and `models` do: the model in this process, files in and out."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import platform
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+
+from media.image import decode_image, encode_image
+from media.limits import Limits
+from media.sniff import Probe, probe
+from media.tokens import check_decodable, dump_tokens, load_tokens
+from media.types import Fit, Image, Tokens
+from media.video import VideoWriter, decode_video, iter_video
+from model import Tokenizer
+from service.cli.errors import CommandError
+
+LIMITS = Limits.local()
+PACK_TOKENS = 8192
+"""Pictures are encoded together until they make so many tokens: enough to be fast, little memory."""
+
+IMAGE_FORMATS: dict[str, Literal["png", "webp", "jpeg"]] = {
+    ".png": "png",
+    ".webp": "webp",
+    ".jpg": "jpeg",
+    ".jpeg": "jpeg",
+}
+VIDEO_FORMATS: dict[str, Literal["mp4", "mkv"]] = {".mp4": "mp4", ".mkv": "mkv"}
+SUFFIXES = {"image": (*IMAGE_FORMATS, ".npy"), "video": (*VIDEO_FORMATS, ".npy"), "voxels": (".npz",)}
+
+
+def load(model: str, device: str | None, dtype: str | None, threads: int | None) -> Tokenizer:
+    """Load a model as the command line names it. Raises ModelError."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    return Tokenizer.load(model, device=device, dtype=dtype)
+
+
+def encode_files(
+    tokenizer: Tokenizer, files: Sequence[Path], output: Path, *, outputs: Sequence[str] | None, fit: str
+) -> str:
+    """Write the token file of all files, in their order; return a line about it."""
+    if fit not in ("pad", "crop"):
+        raise CommandError(f"--fit {fit!r}; wanted pad or crop")
+    _check_folder(output)
+    tokens = _encode(tokenizer, files, outputs or [_form(tokenizer)], cast(Fit, fit))
+    output.write_bytes(dump_tokens(tokens))
+    count = sum(len(item) for item in tokens)
+    return f"{output}: {_items(len(tokens))}, {count} tokens, {output.stat().st_size} bytes ({tokenizer.name})"
+
+
+def embed_files(tokenizer: Tokenizer, files: Sequence[Path], *, as_json: bool, output: Path | None) -> Iterator[str]:
+    """Yield what to print about the embeddings of all files: JSON, or sizes and cosine similarities."""
+    if output is not None:
+        _check_folder(output)
+    tokens = _encode(tokenizer, files, ["embedding"], "pad")
+    embeddings = np.stack([item.embedding for item in tokens if item.embedding is not None])
+    if output is not None:
+        np.save(output, embeddings)
+    if as_json:
+        rows = [
+            {"file": str(file), "tokens": len(item), "embedding": embedding.tolist()}
+            for file, item, embedding in zip(files, tokens, embeddings, strict=True)
+        ]
+        yield json.dumps({"model": tokenizer.name, "revision": tokenizer.revision, "items": rows})
+        return
+    yield f"{tokenizer.name}, {embeddings.shape[1]} values each; cosine similarity to the files in this order:"
+    width = max(len(file.name) for file in files)
+    for file, row in zip(files, embeddings @ embeddings.T, strict=True):
+        yield f"{file.name:{width}}  {' '.join(f'{value:6.3f}' for value in row)}"
+
+
+def decode_file(
+    file: Path,
+    output: Path,
+    *,
+    model: str | None,
+    device: str | None,
+    dtype: str | None,
+    threads: int | None,
+    force: bool = False,
+) -> Iterator[str]:
+    """Decode every item of a token file; yield a line for each file written."""
+    _check_folder(output)
+    items = load_tokens(file.read_bytes(), limits=LIMITS)
+    for index, item in enumerate(items):
+        if output.suffix.lower() not in SUFFIXES[item.layout.kind]:
+            raise CommandError(
+                f"{output.name}: item {index} of {file.name} is {_a(item.layout.kind)}, "
+                f"which can be written as {' '.join(SUFFIXES[item.layout.kind])}"
+            )
+    tokenizer = load(model or items[0].model or "tiny-continuous", device, dtype, threads)
+    for index, item in enumerate(items):
+        try:
+            check_decodable(
+                item, latent_channels=tokenizer.config.latent_channels, codebooks=tokenizer.config.codebooks
+            )
+        except Exception as error:
+            raise CommandError(f"{file.name}, item {index}: {error}") from error
+    for index, item in enumerate(items):
+        path = output if len(items) == 1 else output.with_stem(f"{output.stem}-{index}")
+        # A file made by hand need not say what made it.
+        _write(tokenizer, item, path, any_model=force or not item.revision)
+        yield f"{path}: {_size(item)}"
+
+
+def list_models(*, as_json: bool) -> Iterator[str]:
+    """Yield the cards of the bundled models, for people or as JSON."""
+    from model.config import VARIANTS
+    from model.tokenizer import BUNDLED
+
+    names = sorted(file.stem for file in BUNDLED.glob("*.safetensors"))
+    cards = [Tokenizer.load(name, device="cpu").card() for name in names]
+    if as_json:
+        yield json.dumps(cards)
+        return
+    for card in cards:
+        codes = f"{card['codebooks']} codes of {card['codebook_size']}" if card["codebooks"] else "no codes"
+        yield (
+            f"{card['name']}  {card['revision'][:12]}  {card['parameters'] / 1e6:.1f} M parameters, "
+            f"{card['latent_channels']} latent channels, {codes}, embedding of {card['embedding_dim']}"
+        )
+    published = [name for name in VARIANTS if name not in names]
+    yield f"Other weights: --model FILE.safetensors, or --model VARIANT=FILE.pt with one of {', '.join(published)}"
+
+
+def list_versions() -> Iterator[str]:
+    """Yield the versions of what the results depend on."""
+    for name in ("atoken-serve", "torch", "numpy", "av", "pillow", "redis", "fastapi"):
+        try:
+            yield f"{name} {version(name)}"
+        except PackageNotFoundError:
+            yield f"{name} not installed"
+    yield f"python {platform.python_version()} on {platform.system()} {platform.machine()}"
+
+
+def _encode(tokenizer: Tokenizer, files: Sequence[Path], outputs: Sequence[str], fit: Fit) -> list[Tokens]:
+    """Pictures go through the model packed together, clips window by window as they are read."""
+    done: list[Tokens] = []
+    pack: list[Image] = []
+    pack_tokens = 0
+    for file in files:
+        header = _probe(file)
+        if header.kind == "video" or pack_tokens + (header.tokens or 0) > PACK_TOKENS:
+            done += _encode_pack(tokenizer, pack, outputs, fit)
+            pack, pack_tokens = [], 0
+        if header.kind == "video":
+            done.append(_encode_clip(tokenizer, file, outputs, fit))
+        else:
+            pack.append(decode_image(file.read_bytes(), LIMITS))
+            pack_tokens += header.tokens or 0
+    return done + _encode_pack(tokenizer, pack, outputs, fit)
+
+
+def _encode_pack(tokenizer: Tokenizer, pack: Sequence[Image], outputs: Sequence[str], fit: Fit) -> list[Tokens]:
+    return tokenizer.encode(pack, outputs, fit=fit) if pack else []
+
+
+def _encode_clip(tokenizer: Tokenizer, file: Path, outputs: Sequence[str], fit: Fit) -> Tokens:
+    if fit == "crop":  # what is dropped at the end is known only when all frames are there
+        return tokenizer.encode([decode_video(file.read_bytes(), LIMITS)], outputs, fit=fit)[0]
+    with file.open("rb") as source, iter_video(source, LIMITS) as frames:
+        return tokenizer.encode_video(frames, outputs, fps=frames.fps)
+
+
+def _probe(file: Path) -> Probe:
+    if file.stat().st_size == 0:
+        raise CommandError(f"{file}: the file is empty")
+    with file.open("rb") as source, mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        try:
+            return probe(cast(bytes, mapped), LIMITS)  # a map reads like bytes and costs no memory
+        except Exception as error:
+            raise CommandError(f"{file}: {error}") from error
+
+
+def _write(tokenizer: Tokenizer, item: Tokens, path: Path, *, any_model: bool) -> None:
+    suffix = path.suffix.lower()
+    layout = item.layout
+    if layout.kind == "voxels":
+        voxels = tokenizer.decode([item], any_model=any_model)[0]
+        assert voxels.kind == "voxels"
+        np.savez(path, coords=voxels.coords, feats=voxels.feats)
+        return
+    if layout.kind == "image":
+        pixels = next(tokenizer.decode_stream(item, any_model=any_model))[0]
+        if suffix == ".npy":
+            np.save(path, pixels)
+        else:
+            path.write_bytes(encode_image(pixels, IMAGE_FORMATS[suffix]))
+        return
+    pieces = tokenizer.decode_stream(item, any_model=any_model)
+    if suffix == ".npy":
+        shape = (layout.frames, layout.height, layout.width, 3)
+        array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+        start = 0
+        for piece in pieces:
+            array[start : start + len(piece)] = piece
+            start += len(piece)
+        array.flush()
+        return
+    with (
+        path.open("wb") as file,
+        VideoWriter(file, layout.height, layout.width, layout.fps, VIDEO_FORMATS[suffix]) as out,
+    ):
+        for piece in pieces:
+            out.write(piece)
+
+
+def _form(tokenizer: Tokenizer) -> str:
+    return "codes" if "codes" in tokenizer.outputs else "latents"
+
+
+def _check_folder(path: Path) -> None:
+    if not path.absolute().parent.is_dir():
+        raise CommandError(f"{path}: there is no folder {path.parent}")
+
+
+def _a(kind: str) -> str:
+    return {"image": "an image", "video": "a clip", "voxels": "a voxel set"}[kind]
+
+
+def _items(count: int) -> str:
+    return f"{count} item{'s' if count != 1 else ''}"
+
+
+def _size(item: Tokens) -> str:
+    layout = item.layout
+    if layout.kind == "voxels":
+        return f"{len(item)} voxels"
+    frames = f"{layout.frames} frames of " if layout.kind == "video" else ""
+    return f"{frames}{layout.width} x {layout.height} pixels"

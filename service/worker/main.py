@@ -1,0 +1,151 @@
+"""A worker process: load, self-test, register, work, leave. `atoken worker` and the embedded deployment start it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any
+
+import structlog
+import torch
+
+from model import Tokenizer
+from model.errors import ModelError
+from service.queue.consumer import QueueConsumer
+from service.queue.jobs import QueueUnavailable
+from service.queue.keys import pool_of
+from service.settings import Settings
+from service.telemetry import configure_logging
+from service.worker.budget import Budget, Speed
+from service.worker.loop import EXIT_OK, LoopSettings, WorkerLoop
+from service.worker.model_thread import ModelThread
+from service.worker.runner import Runner
+from service.worker.selftest import SelfTestError, run_selftest
+
+EXIT_START = 78
+"""The worker cannot start (no such model or device, self-test failed): starting it again will not help."""
+
+# A batch keeps its first job waiting until its last is done: as small as keeps the device busy.
+# Small models on a CPU reach their full speed at 2,000 tokens; large ones take seconds for 1,000.
+CPU_TOKENS, CPU_TOKENS_LARGE, LARGE_PARAMETERS = 4096, 1024, 50_000_000
+GPU_TOKENS = 32_768
+
+log = structlog.get_logger(__name__)
+
+
+def run(settings: Settings, *, parent: int | None = None) -> int:
+    """Work until SIGTERM or SIGINT; return the exit status. Call it from the main thread of a process of its own.
+
+    settings.redis_url names the queue. parent: id of the process whose end ends this one at once.
+    """
+    configure_logging(settings.log_level)
+    if settings.redis_url is None:
+        log.error("worker_cannot_start", detail="no queue; give --redis URL or set ATOKEN_REDIS_URL")
+        return EXIT_START
+    for number in (signal.SIGTERM, signal.SIGINT):  # nothing is in hand before the loop runs
+        signal.signal(number, _leave_at_once)
+    threads = settings.threads or available_cores()
+    torch.set_num_threads(threads)
+    begin = time.monotonic()
+    try:
+        tokenizers, cards = load_models(settings)
+        budget = Budget(settings.batch_tokens or default_batch_tokens(tokenizers))
+        speed = Speed(large_tokens=budget.full // 4)
+        for tokenizer in tokenizers.values():
+            measured = run_selftest(tokenizer, timed_tokens=speed.large_tokens)
+            speed.add(measured.tokens, measured.seconds)
+    except (ModelError, SelfTestError) as error:
+        log.error("worker_cannot_start", detail=str(error))
+        return EXIT_START
+    worker_id = f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(3)}"
+    log.info(
+        "worker_started",
+        worker=worker_id,
+        models=[{name: card[name] for name in ("name", "revision", "device", "dtype", "parameters")} for card in cards],
+        batch_tokens=budget.full,
+        batch_items=settings.batch_items,
+        threads=threads,
+        tokens_per_s=round(speed.tokens_per_s),
+        load_s=round(time.monotonic() - begin, 2),
+    )
+    consumer = QueueConsumer(settings.redis_url, worker_id, list(tokenizers), lease_s=settings.lease_s)
+    loop = WorkerLoop(
+        consumer,
+        Runner(tokenizers, budget),
+        budget,
+        speed,
+        ModelThread(),
+        LoopSettings(
+            lease_s=settings.lease_s,
+            watchdog_s=settings.watchdog_s,
+            batch_items=settings.batch_items,
+            parent=parent,
+        ),
+    )
+    status = asyncio.run(_serve(loop, consumer, cards))
+    log.info("worker_stopped", worker=worker_id, status=status)
+    return status
+
+
+def load_models(settings: Settings) -> tuple[dict[str, Tokenizer], list[dict[str, Any]]]:
+    """Load every model of the settings; return the tokenizers by pool, and their cards. Raises ModelError."""
+    tokenizers: dict[str, Tokenizer] = {}
+    cards: list[dict[str, Any]] = []
+    for name in settings.models:
+        tokenizer = Tokenizer.load(
+            name,
+            device=None if settings.device == "auto" else settings.device,
+            dtype=None if settings.dtype == "auto" else settings.dtype,
+        )
+        card = tokenizer.card() | {"max_item_tokens": settings.media.item_tokens}
+        tokenizers[pool_of(card)] = tokenizer
+        cards.append(card)
+    return tokenizers, cards
+
+
+def default_batch_tokens(tokenizers: Mapping[str, Tokenizer]) -> int:
+    """Return the budget B for what these models run on."""
+    if any(tokenizer.device.type != "cpu" for tokenizer in tokenizers.values()):
+        return GPU_TOKENS
+    largest = max(sum(each.numel() for each in tokenizer.net.parameters()) for tokenizer in tokenizers.values())
+    return CPU_TOKENS if largest < LARGE_PARAMETERS else CPU_TOKENS_LARGE
+
+
+def available_cores() -> int:
+    """Return the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+async def _serve(loop: WorkerLoop, consumer: QueueConsumer, cards: list[dict[str, Any]]) -> int:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, loop.stop)
+    try:
+        return await loop.run(cards)
+    except QueueUnavailable as error:
+        log.error("worker_cannot_start", detail=str(error))
+        return EXIT_START
+    finally:
+        await consumer.close()
+
+
+def _leave_at_once(number: int, frame: FrameType | None) -> None:
+    os._exit(EXIT_OK)
+
+
+def main() -> int:
+    """Entry of `python -m service.worker.main`: settings from the environment."""
+    parser = argparse.ArgumentParser(description="A worker of AToken Serve; its settings are ATOKEN_* variables.")
+    parser.add_argument("--parent", type=int, help="id of the process whose end ends this worker")
+    return run(Settings(), parent=parser.parse_args().parent)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

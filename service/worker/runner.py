@@ -1,0 +1,210 @@
+"""A batch on its way through the model: jobs in, results out, one packed encode and decode for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+import structlog
+import torch
+
+from media.types import Item, Tokens
+from model import Tokenizer
+from model.errors import ModelError, RangeError, UnsupportedError
+from service.queue.jobs import Job
+from service.worker.budget import Budget
+from service.worker.payloads import Output, decoded, encoded, read_item, read_tokens
+
+log = structlog.get_logger(__name__)
+
+
+class DeviceLostError(Exception):
+    """The accelerator is lost to this process: every further call would fail, whatever the item."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why an item has no result: a stable code and a sentence for the client."""
+
+    code: str
+    detail: str
+
+
+Result: TypeAlias = Output | Failure
+
+
+class Runner:
+    """Runs batches on the tokenizers of this worker, by pool. Synchronous: the model's thread calls it.
+
+    One bad item does not fail its neighbours: what cannot be read is set aside first, and when a packed pass fails,
+    its items run one by one. Out of memory halves the budget and the tokens of a pass, and the pass runs again.
+    """
+
+    def __init__(self, tokenizers: Mapping[str, Tokenizer], budget: Budget) -> None:
+        self._tokenizers = dict(tokenizers)
+        self._full_pass = {pool: tokenizer.pass_tokens for pool, tokenizer in tokenizers.items()}
+        self._budget = budget
+
+    def run(self, pool: str, jobs: Sequence[Job], payloads: Sequence[bytes]) -> list[Result]:
+        """Return one result a job, in order. Raises DeviceLostError."""
+        tokenizer = self._tokenizers[pool]
+        self._set_pass_tokens(pool)
+        works = [_Work(job, payload) for job, payload in zip(jobs, payloads, strict=True)]
+        for work in works:
+            self._run_step(pool, [work], _read)
+        for latents_only in (False, True):
+            group = [
+                work for work in works if work.item is not None and work.wants_latents_only(tokenizer) == latents_only
+            ]
+            self._run_step(pool, group, _encode)
+        self._run_step(pool, [work for work in works if work.is_to_decode], _decode)
+        return [work.result or work.output() for work in works]
+
+    def _run_step(self, pool: str, works: Sequence[_Work], step: Callable[[Tokenizer, Sequence[_Work]], None]) -> None:
+        """Run one step for all works, and on failure for one after the other; failed works get their result."""
+        if not works:
+            return
+        again: Literal["smaller", "alone"] | None = None
+        try:
+            step(self._tokenizers[pool], works)
+        except Exception as error:
+            if _is_device_fault(error):
+                raise DeviceLostError(str(error).splitlines()[0]) from error
+            if _is_out_of_memory(error) and self._budget.shrink():
+                again = "smaller"
+            elif len(works) > 1:
+                again = "alone"
+            else:
+                works[0].result = _failure(works[0].job, error)
+        # Out of the handler: its traceback would keep the failed pass's tensors alive.
+        if again == "smaller":
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self._set_pass_tokens(pool)
+            log.warning("out_of_memory", items=len(works), budget_tokens=self._budget.tokens)
+            self._run_step(pool, works, step)
+        elif again == "alone":
+            for work in works:
+                self._run_step(pool, [work], step)
+
+    def _set_pass_tokens(self, pool: str) -> None:
+        shrunk = self._budget.tokens < self._budget.full
+        full = self._full_pass[pool]
+        self._tokenizers[pool].pass_tokens = min(full, self._budget.tokens) if shrunk else full
+
+
+class _Work:
+    """One job on its way: what came in and what the model made of it so far. result is set early only by a failure."""
+
+    def __init__(self, job: Job, payload: bytes) -> None:
+        self.job = job
+        self.payload = payload
+        default = ("embedding",) if job.op == "embed" else ("latents",)
+        self.outputs: tuple[str, ...] = tuple(job.options.get("outputs") or default)
+        self.item: Item | None = None
+        self.tokens: Tokens | None = None
+        self.picture: Item | None = None
+        self.result: Result | None = None
+
+    @property
+    def is_to_decode(self) -> bool:
+        """Whether the decoder still has to see it."""
+        return self.result is None and (self.job.op == "decode" or "reconstruction" in self.outputs)
+
+    def wants_latents_only(self, tokenizer: Tokenizer) -> bool:
+        """Whether it asks a model that gives codes for the latents instead: one encode gives one of the two."""
+        return (
+            self.result is None
+            and "codes" in tokenizer.outputs
+            and "latents" in self.outputs
+            and "codes" not in self.outputs
+        )
+
+    def output(self) -> Output:
+        """Return the result of a work that went well."""
+        if self.job.op == "decode":
+            assert self.picture is not None
+            return decoded(self.picture)
+        assert self.item is not None
+        assert self.tokens is not None
+        return encoded(self.tokens, self.outputs, self.picture, self.item.notes)
+
+
+def _read(tokenizer: Tokenizer, works: Sequence[_Work]) -> None:
+    for work in works:
+        if work.job.op == "decode":
+            tokens = read_tokens(work.payload)
+            # `force` decodes another model's tokens, where the shapes allow it.
+            work.tokens = replace(tokens, revision=tokenizer.revision) if work.job.options.get("force") else tokens
+            if work.tokens.revision != tokenizer.revision:
+                raise _ModelMismatchError(
+                    f"the tokens are of {tokens.model!r} with weights {tokens.revision[:12]}, "
+                    f"this is {tokenizer.name!r} with weights {tokenizer.revision[:12]}"
+                )
+        else:
+            unknown = sorted(set(work.outputs) - {*tokenizer.outputs, "reconstruction"})
+            if unknown:
+                raise UnsupportedError(
+                    f"{tokenizer.name!r} does not give {', '.join(unknown)}; "
+                    f"it gives {', '.join((*tokenizer.outputs, 'reconstruction'))}"
+                )
+            if work.job.options.get("sample") and work.job.options.get("seed") is None:
+                raise RangeError("sample=true without a seed; wanted seed=0 or any other whole number")
+            work.item = read_item(work.payload)
+
+
+def _encode(tokenizer: Tokenizer, works: Sequence[_Work]) -> None:
+    wanted: set[str] = set()
+    for work in works:
+        wanted |= set(work.outputs) - {"reconstruction"}
+        if "reconstruction" in work.outputs and not work.wants_latents_only(tokenizer):
+            wanted.add("codes" if "codes" in tokenizer.outputs else "latents")
+    options = [work.job.options for work in works]
+    results = tokenizer.encode(
+        [work.item for work in works if work.item is not None],
+        wanted,
+        fit=[each.get("fit") or "pad" for each in options],
+        seeds=[each.get("seed") if each.get("sample") else None for each in options],
+    )
+    for work, tokens in zip(works, results, strict=True):
+        work.tokens = tokens
+
+
+def _decode(tokenizer: Tokenizer, works: Sequence[_Work]) -> None:
+    pictures = tokenizer.decode([work.tokens for work in works if work.tokens is not None])
+    for work, picture in zip(works, pictures, strict=True):
+        work.picture = picture
+
+
+class _ModelMismatchError(ModelError):
+    """Tokens of other weights."""
+
+
+def _failure(job: Job, error: Exception) -> Failure:
+    """What the client is told. Anything but a refusal of the input is a fault of ours: logged, not told."""
+    if isinstance(error, _ModelMismatchError):
+        return Failure(code="model_mismatch", detail=str(error))
+    if isinstance(error, ModelError):
+        if job.op == "decode":
+            return Failure(code="invalid_token_file", detail=str(error))
+        return Failure(
+            code="unsupported_output" if isinstance(error, UnsupportedError) else "invalid_parameter", detail=str(error)
+        )
+    if _is_out_of_memory(error):
+        return Failure(
+            code="item_too_large", detail=f"the item of {job.cost} tokens needs more memory than the worker has"
+        )
+    log.error("item_failed", job=job.id, request_id=job.request_id, op=job.op, cost=job.cost, exc_info=error)
+    return Failure(code="internal", detail="an unexpected fault; the worker's log has it under the request id")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # The CPU allocator raises a plain RuntimeError.
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
+def _is_device_fault(error: Exception) -> bool:
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    return isinstance(error, torch.AcceleratorError) or (isinstance(error, RuntimeError) and "CUDA error" in str(error))

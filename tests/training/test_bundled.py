@@ -1,0 +1,82 @@
+"""The weights in the package: small enough, and better than what they started from, on pictures they never saw."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from media.types import Image, UInt8Array, Video
+from model import Tokenizer
+from model.tokenizer import BUNDLED
+from tests.paths import DATA, needs_data
+from training.evaluate import eval_clips, eval_pictures, jpeg_codec, model_codec, pca_codec, score
+from training.pca import fit_components, still_patches
+
+NAMES = ("tiny-continuous", "tiny-discrete")
+
+
+@pytest.fixture(scope="module")
+def pictures() -> Iterator[list[UInt8Array]]:
+    return list(eval_pictures(DATA, "eval", 256))
+
+
+def load(name: str) -> Tokenizer:
+    return Tokenizer.load(name, device="cpu", dtype="float32")
+
+
+def test_size_and_cards() -> None:
+    assert sum(path.stat().st_size for path in BUNDLED.iterdir()) < 15e6
+    for name in NAMES:
+        assert "Held-out figures" in (BUNDLED / f"{name}.md").read_text()
+
+
+@needs_data
+def test_continuous_beats_pca(pictures: list[UInt8Array]) -> None:
+    tokenizer = load("tiny-continuous")
+    config = tokenizer.config
+    model = score("model", model_codec(tokenizer), pictures)
+    pca = score("PCA", pca_codec(fit_components(still_patches(DATA, config), 48), config), pictures)
+    assert model.psnr >= pca.psnr + 0.05
+    assert model.ssim >= pca.ssim
+
+
+@needs_data
+def test_discrete_beats_jpeg_of_as_many_bytes(pictures: list[UInt8Array]) -> None:
+    model = score("model", model_codec(load("tiny-discrete")), pictures)
+    jpeg = score("JPEG", jpeg_codec(12), pictures)
+    assert model.psnr > jpeg.psnr
+    assert model.ssim > jpeg.ssim
+
+
+@needs_data
+def test_latents_have_about_unit_variance_and_a_narrow_posterior(pictures: list[UInt8Array]) -> None:
+    tokenizer = load("tiny-continuous")
+    items = [Image(pixels=picture) for picture in pictures]
+    means = tokenizer.encode(items)
+    every = np.concatenate([tokens.latents for tokens in means])
+    assert 0.5 < every.std() < 2
+    drawn = tokenizer.encode(items, seeds=list(range(len(items))))
+    noise = np.concatenate([tokens.latents for tokens in drawn]) - every
+    assert 1e-4 < noise.std() < 0.3
+    kept, sampled = (
+        np.mean(
+            [
+                score("", lambda _, t=t: tokenizer.decode([t])[0].pixels, [p]).psnr
+                for t, p in zip(many, pictures, strict=True)
+            ]
+        )
+        for many in (means, drawn)
+    )
+    assert kept - 0.3 < sampled < kept
+
+
+@needs_data
+@pytest.mark.parametrize("name", NAMES)
+def test_clips_come_back(name: str) -> None:
+    tokenizer = load(name)
+    clip = next(eval_clips(DATA, 128))
+    assert score(name, model_codec(tokenizer), [clip]).psnr > 22
+    still = np.repeat(clip[:1], 8, axis=0)
+    image, video = tokenizer.decode(tokenizer.encode([Image(pixels=still[0]), Video(frames=still)]))
+    # Standing still is the easiest film there is: each frame about as good as the picture.
+    assert score("", lambda _: video.frames, [still]).psnr > score("", lambda _: image.pixels, [still[0]]).psnr - 3

@@ -1,0 +1,131 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from model import Tokenizer
+from model.config import VARIANTS
+from model.network import ATokenNet, build
+from tests.training.conftest import SMALL
+from training.checkpoint import load_checkpoint
+from training.config import RECIPES, OptimConfig, TrainConfig
+from training.data import Library
+from training.loop import Limits, Trainer, learning_rate
+from training.train import export, main
+
+CONFIG = replace(RECIPES["tiny-continuous"], data=SMALL, steps=40, optim=OptimConfig(warmup_steps=5))
+
+
+def copy_of(net: ATokenNet) -> ATokenNet:
+    copy = build(net.config)
+    copy.load_state_dict(net.state_dict())
+    return copy
+
+
+def test_the_loss_falls(net: ATokenNet, library: Library, tmp_path: Path) -> None:
+    # The same batch at every step, so that a fall is the optimiser's and not the draw's.
+    trainer = Trainer(CONFIG, net, library)
+    losses = []
+    for _ in range(12):
+        losses.append(float(trainer.train_step(0.0).log_mse))
+        trainer.step = 0
+    assert losses[-1] < losses[0] - 0.1
+
+
+def test_a_run_stopped_and_resumed_gives_the_same_losses_bit_for_bit(
+    net: ATokenNet, library: Library, tmp_path: Path
+) -> None:
+    whole = Trainer(CONFIG, copy_of(net), library).run(tmp_path / "whole", Limits(), stop_at=6)
+    Trainer(CONFIG, copy_of(net), library).run(tmp_path / "parts", Limits(), stop_at=3)
+
+    state = load_checkpoint(tmp_path / "parts")
+    assert state.step == 3
+    assert state.config == CONFIG
+    torch.manual_seed(99)
+    second = Trainer(state.config, build(net.config), library)
+    second.restore(state)
+    assert second.run(tmp_path / "parts", Limits(), stop_at=6) == whole[3:]
+
+    first, last = load_checkpoint(tmp_path / "whole"), load_checkpoint(tmp_path / "parts")
+    for name, tensor in first.ema.items():
+        assert torch.equal(tensor, last.ema[name]), name
+
+
+def test_a_kill_between_checkpoints_loses_only_what_came_after(
+    net: ATokenNet, library: Library, tmp_path: Path
+) -> None:
+    class KilledError(Exception):
+        pass
+
+    def log(line: str) -> None:
+        if json.loads(line)["step"] == 4:
+            raise KilledError
+
+    trainer = Trainer(CONFIG, net, library)
+    with pytest.raises(KilledError):
+        trainer.run(tmp_path, Limits(save_every_s=0, log_every=2), log=log)
+    assert load_checkpoint(tmp_path).step == 3
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_time_ends_a_schedule(net: ATokenNet, library: Library, tmp_path: Path) -> None:
+    trainer = Trainer(CONFIG, net, library)
+    trainer.elapsed_s = 59.0
+    trainer.run(tmp_path, Limits(minutes=1), log=lambda line: None)
+    assert trainer.step < CONFIG.steps
+    assert trainer.elapsed_s >= 60
+
+
+def test_codes_train_the_decoder_alone(net: ATokenNet, library: Library) -> None:
+    discrete = build(VARIANTS["tiny-discrete"])
+    state = {**discrete.state_dict(), **net.state_dict()}
+    discrete.load_state_dict(state)
+    trainer = Trainer(
+        replace(RECIPES["tiny-discrete"], data=SMALL, optim=OptimConfig(warmup_steps=1)), discrete, library
+    )
+    before = {name: tensor.clone() for name, tensor in discrete.state_dict().items()}
+    trainer.train_step(0.0)
+    moved = {name for name, tensor in discrete.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert "decoder.out_layer.weight" in moved
+    assert not any(name.startswith(("encoder", "proj", "digits")) or "analysis" in name for name in moved)
+
+
+def test_learning_rate_warms_up_and_falls() -> None:
+    config = OptimConfig(lr=1.0, warmup_steps=10, final=0.1)
+    assert learning_rate(config, 0, 0.0) == pytest.approx(0.1)
+    assert learning_rate(config, 10, 0.0) == pytest.approx(1.0)
+    assert learning_rate(config, 50, 0.5) == pytest.approx(0.55)
+    assert learning_rate(config, 99, 1.0) == pytest.approx(0.1)
+
+
+def test_what_is_exported_is_the_average_and_loads(net: ATokenNet, library: Library, tmp_path: Path) -> None:
+    trainer = Trainer(CONFIG, net, library)
+    trainer.train_step(0.0)
+    export(trainer, tmp_path / "small.safetensors")
+    tokenizer = Tokenizer.load(str(tmp_path / "small.safetensors"), device="cpu", dtype="float32")
+    wanted = trainer.ema.linear_path.still.synthesis.half().float()
+    assert torch.equal(tokenizer.net.linear_path.still.synthesis, wanted)
+
+
+def test_a_config_comes_back_from_json() -> None:
+    for config in RECIPES.values():
+        assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    with pytest.raises(TypeError, match="unknown"):
+        TrainConfig.from_json({**CONFIG.to_json(), "unknown": 1})
+
+
+def test_the_command_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tiny-continuous", "--data", str(tmp_path)]) == 2
+    assert "no images" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_command_trains_and_resumes(data: Path, tmp_path: Path) -> None:
+    given = ["tiny-continuous", "--data", str(data)]
+    assert main([*given, "--out", str(tmp_path), "--steps", "2"]) == 0
+    first = load_checkpoint(tmp_path)
+    assert first.step == 2
+    assert main([*given, "--resume", str(tmp_path)]) == 0
+    assert (tmp_path / "tiny-continuous.safetensors").is_file()

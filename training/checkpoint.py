@@ -1,0 +1,53 @@
+"""State of a run on disk: everything that the next step depends on, written so that a kill leaves a whole file."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.config import TrainConfig
+
+NAME = "checkpoint.pt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """step: steps done. elapsed_s: seconds spent in them, over all sittings. model, ema: state dicts."""
+
+    config: TrainConfig
+    step: int
+    elapsed_s: float
+    model: dict[str, Tensor]
+    ema: dict[str, Tensor]
+    optimizer: dict[str, Any]
+
+
+def save_checkpoint(folder: Path, state: Checkpoint) -> Path:
+    """Write DIR/checkpoint.pt in one atomic replacement."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, partial = folder / NAME, folder / f"{NAME}.partial"
+    values = {
+        "config": state.config.to_json(),
+        "step": state.step,
+        "elapsed_s": state.elapsed_s,
+        "model": state.model,
+        "ema": state.ema,
+        "optimizer": state.optimizer,
+    }
+    torch.save(values, partial)
+    os.replace(partial, path)
+    return path
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read DIR/checkpoint.pt. Raises FileNotFoundError where there is none."""
+    path = folder / NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no checkpoint to resume from")
+    values = torch.load(path, map_location="cpu", weights_only=True)
+    return Checkpoint(**{**values, "config": TrainConfig.from_json(values["config"])})

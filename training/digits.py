@@ -1,0 +1,103 @@
+"""Where the base-4 digits of a discrete token go: many to strong coefficients, none to weak ones.
+
+K components, L digits (the latent channels).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.config import FSQ_LEVELS
+from model.packed import PackedTokens
+from training.losses import item_means
+from training.pca import Components
+
+MAX_DIGITS = 6
+STEPS_TRIED = 40
+COARSE_COMPONENTS = 24
+COARSE_FLOOR = 1e-3
+"""Error that even a blank crop counts as having."""
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """counts: int [K] digits of each component, summing to L; steps: [K] width of a cell (of unit-variance values)."""
+
+    counts: Tensor
+    steps: Tensor
+
+
+@dataclass(frozen=True)
+class Samples:
+    """patches: [n, P] of one kind; weights: [n], how much the error of each matters."""
+
+    patches: Tensor
+    weights: Tensor
+
+
+def draw_samples(batches: Sequence[PackedTokens], components: Components, *, moving: bool) -> Samples:
+    """Every second patch of one kind. Weights are 1 / error of the patch's own crop at about a digital token's rate.
+
+    The loss is a log, so that an error in a calm crop costs more than the same in a busy one.
+    """
+    coarse = components.first(COARSE_COMPONENTS)
+    values = components.vectors.shape[1]
+    patches, weights = [], []
+    for packed in batches:
+        rows = packed.moving == moving
+        feats = packed.feats[:, :values]
+        error = (feats - coarse.decode(coarse.encode(feats))).square().mean(1)
+        item = 1 / (item_means(error, packed.starts) + COARSE_FLOOR)
+        patches.append(feats[rows][::2])
+        weights.append(item.repeat_interleave(torch.tensor(packed.starts).diff())[rows][::2])
+    return Samples(patches=torch.cat(patches), weights=torch.cat(weights))
+
+
+def allocate(coefficients: Tensor, weights: Tensor, scales: Tensor, digits: int) -> Allocation:
+    """The split of `digits` over components, and the cell widths, that lose least.
+
+    coefficients: samples of unit variance [n, K]; weights: [n]; scales: [K] what a unit of each is worth in pixels.
+    Exact dynamic program over the measured error of every component at every number of digits.
+    """
+    share = (weights / weights.sum())[:, None]
+
+    def loss(left: Tensor) -> Tensor:
+        return (share * left.square()).sum(0) * scales.square()
+
+    count = coefficients.shape[1]
+    errors = torch.zeros(count, MAX_DIGITS + 1)
+    steps = torch.ones(count, MAX_DIGITS + 1)
+    errors[:, 0] = loss(coefficients)
+    for number in range(1, MAX_DIGITS + 1):
+        cells = FSQ_LEVELS**number
+        for reach in torch.linspace(1.0, 12.0, STEPS_TRIED).tolist():  # the cells cover +- reach / 2 deviations
+            step = reach / cells
+            index = (coefficients / step + cells / 2).floor().clamp(0, cells - 1)
+            error = loss(coefficients - (index + 0.5 - cells / 2) * step)
+            better = error < errors[:, number] if reach > 1.0 else torch.ones(count, dtype=torch.bool)
+            errors[:, number] = torch.where(better, error, errors[:, number])
+            steps[:, number] = torch.where(better, torch.tensor(step), steps[:, number])
+    counts = _best_split(errors, digits)
+    return Allocation(counts=counts, steps=steps.gather(1, counts[:, None])[:, 0])
+
+
+def _best_split(errors: Tensor, digits: int) -> Tensor:
+    """errors: [K, M + 1] by component and number of digits. Returns int64 [K] summing to `digits`."""
+    best = torch.full((digits + 1,), torch.inf)
+    best[0] = 0.0
+    choices = []
+    for row in errors:
+        options = torch.full((len(row), digits + 1), torch.inf)
+        for number, error in enumerate(row):
+            options[number, number:] = best[: digits + 1 - number] + error
+        best, choice = options.min(0)
+        choices.append(choice)
+    left, counts = digits, []
+    for choice in reversed(choices):
+        counts.append(int(choice[left]))
+        left -= counts[-1]
+    return torch.tensor(counts[::-1])

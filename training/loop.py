@@ -1,0 +1,202 @@
+"""The training loop: batch, forward, loss, step, average; nothing else.
+
+N tokens, L latent channels.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from model.network import ATokenNet
+from model.packed import PackedTokens
+from training.checkpoint import Checkpoint, save_checkpoint
+from training.config import OptimConfig, TrainConfig
+from training.data import Library, training_batch
+from training.losses import Losses, combine, gaussian_kl, reconstruction
+
+EDGES = ("input_layer", "out_layer", "proj.", "position_embedding")
+"""Names of the layers that touch pixels or latents, or say where a token stands."""
+
+LINEAR = "linear_path"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a sitting stops and what it leaves. minutes: of the whole run, over all sittings; None for no limit.
+
+    save_every_s: seconds between checkpoints. log_every: steps between log lines.
+    """
+
+    minutes: float | None = None
+    save_every_s: float = 120.0
+    log_every: int = 50
+
+
+class Trainer:
+    """A run in progress: network, averaged network, optimiser and place in the schedule."""
+
+    def __init__(self, config: TrainConfig, net: ATokenNet, library: Library) -> None:
+        self.config = config
+        self.net = net.train().requires_grad_(True)
+        self.library = library
+        self.step = 0
+        self.elapsed_s = 0.0
+        if not config.train_encoder:
+            _freeze_way_in(net)
+        # The pooling head gets no gradient from a reconstruction.
+        net.encoder.head.requires_grad_(False)
+        self.optimizer = _optimizer(net, config.optim)
+        self.ema = copy.deepcopy(net).eval().requires_grad_(False)
+
+    def restore(self, state: Checkpoint) -> None:
+        """Go on where a checkpoint was written."""
+        self.net.load_state_dict(state.model)
+        self.ema.load_state_dict(state.ema)
+        self.optimizer.load_state_dict(state.optimizer)
+        self.step, self.elapsed_s = state.step, state.elapsed_s
+
+    def state(self) -> Checkpoint:
+        """What restore needs."""
+        return Checkpoint(
+            config=self.config,
+            step=self.step,
+            elapsed_s=self.elapsed_s,
+            model=self.net.state_dict(),
+            ema=self.ema.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+        )
+
+    def run(
+        self, folder: Path, limits: Limits, log: Callable[[str], None] = print, stop_at: int | None = None
+    ) -> list[float]:
+        """Train to the end of the schedule, the time limit, or step `stop_at`; returns the losses of this sitting.
+
+        Leaves a checkpoint in the folder and a line for every `log_every` steps in its log.jsonl.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        losses: list[float] = []
+        saved_s = self.elapsed_s
+        last = self.config.steps if stop_at is None else min(stop_at, self.config.steps)
+        while self.step < last and self._progress(limits) < 1:
+            started = time.perf_counter()
+            result = self.train_step(self._progress(limits))
+            self.elapsed_s += time.perf_counter() - started
+            losses.append(float(result.total.detach()))
+            if not math.isfinite(losses[-1]):
+                raise FloatingPointError(f"loss {losses[-1]} at step {self.step}: the run is broken, nothing is saved")
+            if self.step % limits.log_every == 0:
+                line = self._line(result, losses[-limits.log_every :])
+                log(line)
+                with (folder / "log.jsonl").open("a") as file:
+                    file.write(line + "\n")
+            if self.elapsed_s - saved_s > limits.save_every_s:
+                save_checkpoint(folder, self.state())
+                saved_s = self.elapsed_s
+        save_checkpoint(folder, self.state())
+        return losses
+
+    def train_step(self, progress: float) -> Losses:
+        """One step. progress: 0 to 1, place in the cosine. The batch and the noise depend on (seed, step) alone."""
+        packed = training_batch(self.config.seed, self.step, self.library, self.config.data, self.net.config)
+        noise = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["scale"] * learning_rate(self.config.optim, self.step, progress)
+        losses = self.losses(packed, noise)
+        losses.total.backward()
+        nn.utils.clip_grad_norm_(self.net.parameters(), self.config.optim.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self._average()
+        return losses
+
+    def losses(self, packed: PackedTokens, noise: torch.Generator) -> Losses:
+        """Encode, draw from the posterior (or quantise), decode, compare."""
+        kl = torch.zeros(())
+        with torch.set_grad_enabled(self.config.train_encoder):
+            if self.net.config.bottleneck == "gaussian":
+                mean, logvar = self.net.posterior(self.net.encode(packed), packed)
+                latents = mean + (logvar / 2).exp() * torch.randn(mean.shape, generator=noise)
+                kl = gaussian_kl(mean, logvar)
+            else:
+                latents = self._codes(packed)
+        decoded = self.net.decode(packed.with_feats(latents))
+        l1, log_mse = reconstruction(decoded, packed, self.net.config, self.config.loss.log_floor)
+        return combine(l1, log_mse, kl, self.config.loss)
+
+    def _codes(self, packed: PackedTokens) -> Tensor:
+        if self.net.linear_path is not None and not self.config.train_encoder:
+            # proj is zero and stays so: the blocks of the encoder have no say in the codes, and need not run.
+            mean = self.net.linear_path.encode(packed.feats, packed.moving)
+        else:
+            mean, _ = self.net.posterior(self.net.encode(packed), packed)
+        return self.net.quantize(mean, packed.moving)
+
+    def _progress(self, limits: Limits) -> float:
+        spent = 0.0 if limits.minutes is None else self.elapsed_s / (60 * limits.minutes)
+        return max(self.step / self.config.steps, spent)
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        decay = min(self.config.optim.ema, self.step / (self.step + 9))
+        pairs = zip(self.ema.parameters(), self.net.parameters(), strict=True)
+        moving = [(mean, now) for mean, now in pairs if now.requires_grad]
+        torch._foreach_lerp_([mean for mean, _ in moving], [now.detach() for _, now in moving], 1 - decay)
+
+    def _line(self, result: Losses, recent: list[float]) -> str:
+        return json.dumps(
+            {
+                "step": self.step,
+                "minutes": round(self.elapsed_s / 60, 2),
+                "loss": round(sum(recent) / len(recent), 5),
+                "l1": round(float(result.l1), 5),
+                "log_mse": round(float(result.log_mse), 4),
+                "kl": round(float(result.kl), 3),
+                "lr": self.optimizer.param_groups[0]["lr"],
+            }
+        )
+
+
+def learning_rate(config: OptimConfig, step: int, progress: float) -> float:
+    """Linear warm-up by step, cosine by progress (0 to 1), down to lr * final."""
+    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    cosine = (1 + math.cos(math.pi * min(1.0, progress))) / 2
+    return config.lr * warm * (config.final + (1 - config.final) * cosine)
+
+
+def _optimizer(net: ATokenNet, config: OptimConfig) -> torch.optim.AdamW:
+    """Groups by how fast they may move (blocks, edges, linear path) and whether they decay."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in net.named_parameters():
+        if parameter.requires_grad:
+            if LINEAR in name:
+                scale = config.linear_scale
+            else:
+                scale = config.edge_scale if any(part in name for part in EDGES) else 1.0
+            # Matrices of the blocks decay towards the identity of their branch; the solution at the edges must not.
+            decay = config.weight_decay if parameter.ndim == 2 and scale == 1.0 and LINEAR not in name else 0.0
+            groups.setdefault((scale, decay), []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": params, "scale": scale, "weight_decay": decay} for (scale, decay), params in groups.items()],
+        lr=config.lr,
+        betas=config.betas,
+        fused=True,
+    )
+
+
+def _freeze_way_in(net: ATokenNet) -> None:
+    net.encoder.requires_grad_(False)
+    net.proj.requires_grad_(False)
+    if net.linear_path is not None:
+        for basis in (net.linear_path.still, net.linear_path.moving):
+            basis.mean.requires_grad_(False)
+            basis.analysis.requires_grad_(False)

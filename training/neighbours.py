@@ -1,0 +1,106 @@
+"""The best linear correction of a decoded patch from its own and its neighbours' latents, by least squares.
+
+N tokens, L latent channels, R rank of the neighbours' part, V values of a basis (768 or 3072).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.linear_path import NEIGHBOUR_RANK, Basis, neighbour_differences
+from model.network import ATokenNet
+from model.packed import PackedTokens
+from training.losses import item_means
+
+RIDGE = 1e-4
+"""Added to the diagonal of the Gram matrix, as a share of its mean."""
+
+
+@dataclass
+class _Sums:
+    """Weighted sums. gram: [9 L, 9 L] of the inputs, own latents first; cross: [9 L, V] with what is left to say."""
+
+    gram: Tensor
+    cross: Tensor
+    mean_in: Tensor
+    mean_out: Tensor
+    weight: float = 0.0
+
+
+@torch.no_grad()
+def fit_neighbours(net: ATokenNet, batches: Iterable[PackedTokens], log_floor: float) -> None:
+    """Fit gather, spread and a correction of synthesis and bias in both bases; the stacks must still be silent.
+
+    batches: training batches. Every crop weighs as it does in the loss: by 1 / (its error + log_floor).
+    """
+    path = net.linear_path
+    if path is None:
+        raise ValueError("a network without linear_path has no neighbours to fit")
+    sums: dict[bool, _Sums] = {}
+    for packed in batches:
+        latents = path.encode(packed.feats, packed.moving)
+        if net.digits is not None:
+            latents = net.quantize(latents, packed.moving)
+        left = packed.feats - path.decode(latents, packed)
+        inputs = torch.cat([latents, neighbour_differences(latents, packed)], dim=1)
+        for moving, basis in ((False, path.still), (True, path.moving)):
+            rows = packed.moving == moving
+            if bool(rows.any()):
+                _add(sums, moving, inputs, left[:, : basis.values], rows, packed, log_floor)
+    for moving, basis in ((False, path.still), (True, path.moving)):
+        if moving in sums:
+            _solve(basis, sums[moving])
+
+
+def _add(
+    sums: dict[bool, _Sums],
+    moving: bool,
+    inputs: Tensor,
+    left: Tensor,
+    rows: Tensor,
+    packed: PackedTokens,
+    log_floor: float,
+) -> None:
+    lengths = torch.tensor(packed.starts).diff()
+    weights = 1 / (item_means(left.square().mean(1), packed.starts) + log_floor)
+    weight = weights.repeat_interleave(lengths)[rows, None]
+    x, y = inputs[rows], left[rows]
+    if moving not in sums:
+        nx, ny = x.shape[1], y.shape[1]
+        sums[moving] = _Sums(
+            gram=torch.zeros(nx, nx, dtype=torch.float64),
+            cross=torch.zeros(nx, ny, dtype=torch.float64),
+            mean_in=torch.zeros(nx, dtype=torch.float64),
+            mean_out=torch.zeros(ny, dtype=torch.float64),
+        )
+    total = sums[moving]
+    total.gram += x.T @ (weight * x)
+    total.cross += x.T @ (weight * y)
+    total.mean_in += (weight * x).sum(0)
+    total.mean_out += (weight * y).sum(0)
+    total.weight += float(weight.sum())
+
+
+def _solve(basis: Basis, sums: _Sums) -> None:
+    own = basis.synthesis.shape[1]
+    mean_in, mean_out = sums.mean_in / sums.weight, sums.mean_out / sums.weight
+    gram = sums.gram / sums.weight - torch.outer(mean_in, mean_in)
+    cross = sums.cross / sums.weight - torch.outer(mean_in, mean_out)
+    gram = gram + RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    best = torch.linalg.solve(gram, cross)  # [9 L, V]
+    # Reduced rank: of what the neighbours add to the own latents, keep the R directions that explain most.
+    from_own = torch.linalg.solve(gram[:own, :own], gram[:own, own:])  # [L, 8 L]
+    added = gram[own:, own:] - gram[own:, :own] @ from_own
+    full = best[own:]  # [8 L, V]
+    spread = torch.linalg.eigh(full.T @ added @ full).eigenvectors[:, -NEIGHBOUR_RANK:]  # [V, R]
+    gather = spread.T @ full.T  # [R, 8 L]
+    reduced = gather.T @ spread.T
+    own_part = best[:own] + from_own @ (full - reduced)
+    basis.gather.copy_(gather)
+    basis.spread.copy_(spread)
+    basis.synthesis.add_(own_part.T.float())
+    basis.bias.add_((mean_out - mean_in @ torch.cat([own_part, reduced])).float())
