@@ -146,18 +146,30 @@ def check_size(kind: Literal["image", "video"], frames: int, height: int, width:
     check_frames(frames, limits)
     tokens = token_cost(kind, frames, height, width)
     if tokens > limits.item_tokens:
+        room = min(limits.item_tokens, limits.window_tokens) * PATCH_SIDE**2
+        what, advice = "the image", f"shrink it to about {room} pixels in all (16 x 16 pixels a token)"
+        if kind == "video":
+            what, advice = f"the clip of {frames} frames", "send fewer or smaller frames"
         raise MediaError(
             "too_many_tokens",
-            f"{frames} frames of {width} x {height} are {tokens} tokens; at most {limits.item_tokens} are allowed",
+            f"{what} of {width} x {height} pixels has {tokens} tokens, at most {limits.item_tokens} are allowed: "
+            f"{advice}",
             limit=limits.item_tokens,
             actual=tokens,
         )
-    window = token_cost(kind, min(frames, WINDOW_FRAMES), height, width)
+    together = min(frames, WINDOW_FRAMES)
+    window = token_cost(kind, together, height, width)
     if window > limits.window_tokens:
-        what = "an image" if kind == "image" else f"{WINDOW_FRAMES} frames of a clip"
+        room = limits.window_tokens // -(-together // PATCH_FRAMES) * PATCH_SIDE**2
+        if kind == "image":
+            what, advice = "the image", f"shrink it to about {room} pixels in all (16 x 16 pixels a token)"
+        else:
+            what = f"a window of {together} frames"
+            advice = f"shrink each frame to about {room} pixels in all (a token is 4 frames of 16 x 16 pixels)"
         raise MediaError(
             "too_many_tokens",
-            f"{what} of {width} x {height} pixels are {window} tokens; at most {limits.window_tokens} are allowed",
+            f"{what} of {width} x {height} pixels has {window} tokens, at most {limits.window_tokens} may attend to "
+            f"each other: {advice}",
             limit=limits.window_tokens,
             actual=window,
         )

@@ -7,7 +7,10 @@ of a patch, L latent channels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import FSQ_LEVELS, ModelConfig
@@ -47,23 +50,33 @@ class LinearPath(nn.Module):
 
     def encode(self, patches: Tensor, moving: Tensor) -> Tensor:
         """Coefficients of each patch. patches: [N, P]; moving: bool [N]. Returns [N, L]."""
-        out = patches.new_zeros(len(patches), self.still.analysis.shape[0])
-        for basis, rows in self._parts(moving):
-            out = out.index_copy(0, rows, (patches[rows, : basis.values] - basis.mean) @ basis.analysis.T)
-        return out
+
+        def part(basis: Basis, rows: Tensor | slice) -> Tensor:
+            shift = -(basis.analysis @ basis.mean)
+            return F.linear(patches[rows, : basis.values], basis.analysis, shift)
+
+        return self._by_kind(part, moving)
 
     def decode(self, latents: Tensor, packed: PackedTokens) -> Tensor:
         """Patches of each latent; values that the basis does not know are 0. latents: [N, L]. Returns [N, P]."""
-        out = latents.new_zeros(len(latents), self.moving.values)
         differences = neighbour_differences(latents, packed)
-        for basis, rows in self._parts(packed.moving):
-            part = latents[rows] @ basis.synthesis.T + (differences[rows] @ basis.gather.T) @ basis.spread.T
-            part = part + basis.bias
-            out = out.index_copy(0, rows, nn.functional.pad(part, (0, self.moving.values - basis.values)))
-        return out
 
-    def _parts(self, moving: Tensor) -> list[tuple[Basis, Tensor]]:
-        return [(self.still, (~moving).nonzero()[:, 0]), (self.moving, moving.nonzero()[:, 0])]
+        def part(basis: Basis, rows: Tensor | slice) -> Tensor:
+            own = F.linear(latents[rows], basis.synthesis, basis.bias)
+            both = torch.addmm(own, differences[rows] @ basis.gather.T, basis.spread.T)
+            return F.pad(both, (0, self.moving.values - basis.values))
+
+        return self._by_kind(part, packed.moving)
+
+    def _by_kind(self, part: Callable[[Basis, Tensor | slice], Tensor], moving: Tensor) -> Tensor:
+        """Each token through the basis of its kind; without a gather where all are of one kind."""
+        clips = int(moving.sum())
+        if clips in (0, len(moving)):
+            return part(self.moving if clips else self.still, slice(None))
+        still_rows, moving_rows = (~moving).nonzero()[:, 0], moving.nonzero()[:, 0]
+        still, clip = part(self.still, still_rows), part(self.moving, moving_rows)
+        out = still.new_empty(len(moving), still.shape[1])
+        return out.index_copy(0, still_rows, still).index_copy(0, moving_rows, clip)
 
 
 def neighbour_differences(latents: Tensor, packed: PackedTokens) -> Tensor:

@@ -5,6 +5,8 @@ T, H, W: frames, rows, columns of pixels; (t, h, w): the token grid; P: values o
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -25,25 +27,37 @@ def layout_of(item: Item, config: ModelConfig, fit: Fit = "pad") -> Layout:
     if isinstance(item, Voxels):
         _check_voxels(item, config)
         return Layout(kind="voxels", frames=0, height=0, width=0, grid=(0, 0, 0))
-    frames = _frames(item)
-    count, height, width = frames.shape[:3]
-    fps = item.fps if isinstance(item, Video) else None
-    return pixel_layout(count, height, width, config, fit, fps)
+    if not isinstance(item, Image | Video):
+        raise ShapeError(f"an item of type {type(item).__name__}; wanted Image, Video or Voxels of media.types")
+    count, height, width = _frames(item).shape[:3]
+    if isinstance(item, Image):
+        return pixel_layout(count, height, width, config, fit)
+    return pixel_layout(count, height, width, config, fit, kind="video", fps=item.fps)
 
 
 def pixel_layout(
-    frames: int, height: int, width: int, config: ModelConfig, fit: Fit = "pad", fps: float | None = None
+    frames: int,
+    height: int,
+    width: int,
+    config: ModelConfig,
+    fit: Fit = "pad",
+    *,
+    kind: Literal["image", "video"] = "image",
+    fps: float | None = None,
 ) -> Layout:
-    """Layout of an image (frames = 1) or clip of this size; a crop may leave an empty grid."""
+    """Layout of an image or clip of this size; a crop may leave an empty grid.
+
+    As published, a clip of one frame is an image; fit="pad" keeps it a clip, its frame repeated.
+    """
     pt, ph, pw = config.patch
     if fit == "pad":
         grid = (-(-frames // pt), -(-height // ph), -(-width // pw))
     else:
         grid = (max(1, frames // pt), height // ph, width // pw)
         height, width = grid[1] * ph, grid[2] * pw
+        kind = "image" if frames == 1 else "video"
         frames = 1 if frames == 1 else grid[0] * pt
-    kind = "image" if frames == 1 else "video"
-    return Layout(kind=kind, frames=frames, height=height, width=width, grid=grid, fps=fps)  # type: ignore[arg-type]
+    return Layout(kind=kind, frames=frames, height=height, width=width, grid=grid, fps=fps if kind == "video" else None)
 
 
 def patchify(
@@ -73,7 +87,7 @@ def patchify(
     # [t, dt, h, dy, w, dx, 3] to [t, h, w, dt, dy, dx, 3], while the values are still bytes.
     tiles = pixels.reshape(len(pixels) // depth, depth, h, ph, w, pw, 3).transpose(0, 2, 4, 1, 3, 5, 6)
     rows = torch.from_numpy(np.array(tiles, order="C").reshape((last - first) * h * w, depth * ph * pw * 3)).to(device)
-    return torch.nn.functional.pad(rows.float() / 127.5 - 1, (0, config.patch_values - rows.shape[1]))
+    return torch.nn.functional.pad(rows.float().div_(127.5).sub_(1), (0, config.patch_values - rows.shape[1]))
 
 
 def coords_of(item: Item, layout: Layout) -> Int32Array:
@@ -100,9 +114,8 @@ def unpatchify(patches: Tensor, grid: tuple[int, int, int], config: ModelConfig)
 
 def to_uint8(pixels: Tensor, *, truncate: bool = False) -> UInt8Array:
     """-1..1 to 0..255, clamped. Rounds; truncate=True is the published conversion, which loses a level now and then."""
-    levels = (pixels.float() + 1) / 2 * 255
-    if not truncate:
-        levels = levels + 0.5  # then the cast below, which truncates, rounds
+    # The cast truncates, so half a level more makes it round.
+    levels = (pixels.float() + 1).div_(2).mul_(255) if truncate else pixels.float().mul(127.5).add_(128)
     array: UInt8Array = levels.clamp_(0, 255).to(torch.uint8).cpu().numpy()
     return array
 

@@ -66,7 +66,10 @@ class Tokenizer:
         """
         name, path, config = _resolve(model)
         config = config or weights.read_config(path)
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        try:
+            device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        except RuntimeError:
+            raise UnsupportedError(f"device {device!r}; wanted cpu, cuda or cuda:N") from None
         if device.type == "cuda" and not torch.cuda.is_available():
             raise UnsupportedError(f"device {device}: there is no usable CUDA device; use device='cpu'")
         if dtype is None:
@@ -117,13 +120,17 @@ class Tokenizer:
         """
         wanted = self._wanted(outputs)
         fits = [fit] * len(items) if isinstance(fit, str) else list(fit)
+        seeds = [None] * len(items) if seeds is None else list(seeds)
+        if len(fits) != len(items) or len(seeds) != len(items):
+            raise ShapeError(f"{len(items)} items with {len(fits)} fits and {len(seeds)} seeds; wanted one an item")
+        if unknown := sorted(set(fits) - {"pad", "crop"}):
+            raise UnsupportedError(f"fit {unknown[0]!r}; wanted 'pad' or 'crop'")
         works = []
-        for index, (item, item_fit) in enumerate(zip(items, fits, strict=True)):
+        for item, item_fit, seed in zip(items, fits, seeds, strict=True):
             layout = layout_of(item, self.config, item_fit)
             if layout.kind != "voxels" and 0 in layout.grid:
                 _, ph, pw = self.config.patch
                 raise RangeError(f"an image or clip under {ph} x {pw} pixels with fit='crop'; use fit='pad'")
-            seed = seeds[index] if seeds is not None else None
             works.append(_Work(wanted, layout=layout, coords=coords_of(item, layout), seed=self._seed(seed)))
         spans = [
             span
@@ -141,7 +148,9 @@ class Tokenizer:
         return [self._finish(work) for work in works]
 
     def embed(self, items: Sequence[Item]) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Embeddings for search: float32 [B, C], unit length."""
+        """Embeddings for search: float32 [B, C], unit length; [0, C] for no items."""
+        if not items:
+            return np.zeros((0, self.config.encoder.width), np.float32)
         return np.stack(
             [tokens.embedding for tokens in self.encode(items, {"embedding"}) if tokens.embedding is not None]
         )
@@ -163,16 +172,14 @@ class Tokenizer:
         tile = list(islice(stream, WINDOW_FRAMES))
         if len(tile) == 0:
             raise ShapeError("a clip without frames; wanted at least one")
-        if len(tile) == 1:  # an image by definition
-            return self.encode([Image(pixels=tile[0])], outputs, seeds=[seed])[0]
         height, width = tile[0].shape[:2]
-        work = _Work(wanted, layout=pixel_layout(0, height, width, self.config), coords=None, seed=self._seed(seed))
+        empty = pixel_layout(0, height, width, self.config, kind="video")
+        work = _Work(wanted, layout=empty, coords=None, seed=self._seed(seed))
         total = 0
         while tile:
             if any(frame.shape != tile[0].shape for frame in tile) or tile[0].shape != (height, width, 3):
                 raise ShapeError(f"frames of different sizes; the first is {height} x {width}, wanted all alike")
-            layout = pixel_layout(len(tile), height, width, self.config)
-            layout = Layout(kind="video", frames=len(tile), height=height, width=width, grid=layout.grid)
+            layout = pixel_layout(len(tile), height, width, self.config, kind="video")
             patches = patchify(Video(frames=np.stack(tile)), layout, self.config, device=self.device)
             coords = raster_coords(layout.grid, total // self.config.patch[0])
             work.add_coords(coords)
@@ -182,7 +189,7 @@ class Tokenizer:
             self._encode_pass([work], [span], [patches])
             total += len(tile)
             tile = list(islice(stream, WINDOW_FRAMES))
-        work.layout = pixel_layout(total, height, width, self.config, fps=fps)
+        work.layout = pixel_layout(total, height, width, self.config, kind="video", fps=fps)
         return self._finish(work)
 
     def decode(self, tokens: Sequence[Tokens], *, any_model: bool = False) -> list[Item]:
@@ -340,10 +347,11 @@ class Tokenizer:
         return torch.from_numpy(np.array(tokens.latents, np.float32))  # a copy: torch warns of read-only views
 
     def _wanted(self, outputs: Collection[str]) -> frozenset[str]:
-        unknown = sorted(set(outputs) - set(self.outputs))
-        if unknown or not outputs:
+        if isinstance(outputs, str) or not outputs:
+            raise UnsupportedError(f"outputs {outputs!r}; wanted a list or set of {', '.join(self.outputs)}")
+        if unknown := sorted(set(outputs) - set(self.outputs)):
             raise UnsupportedError(
-                f"{self.name!r} has no {unknown or 'empty'} outputs; it has {', '.join(self.outputs)}"
+                f"{self.name!r} does not give {', '.join(unknown)}; it gives {', '.join(self.outputs)}"
             )
         return frozenset(outputs) - ({"latents"} if "codes" in outputs else set())
 
@@ -398,7 +406,13 @@ def _resolve(model: str) -> tuple[str, Path, ModelConfig | None]:
         if len(files) != 1:
             raise WeightsError(f"{path}: {len(files)} weights files; wanted one .safetensors or .pt")
         path = files[0]
+    if variant and not path.is_file():
+        raise WeightsError(f"{given}: no such file or folder")
     if not path.is_file():
+        if given in VARIANTS:
+            raise UnsupportedError(
+                f"{given!r} is a published size, which does not ship: name its weights, {given}=FILE"
+            )
         bundled = ", ".join(sorted(file.stem for file in BUNDLED.glob("*.safetensors")))
         raise UnsupportedError(f"model {model!r}: no bundled model ({bundled}) and no file or folder of that name")
     return variant or path.stem, path, VARIANTS.get(variant)

@@ -21,8 +21,8 @@ class CodeInfo:
     what: str
 
 
-# Source: serving.md section 4.5. `service_busy` and `model_not_found` are ours: the first refuses before the body is
-# read, the second keeps "no such model" apart from "no such path".
+# Source: serving.md section 4.5. `service_busy`, `model_not_found` and `headers_too_large` are ours: the first
+# refuses before the body is read, the second keeps "no such model" apart from "no such path", the third is RFC 6585's.
 CODES: Mapping[str, CodeInfo] = {
     "invalid_json": CodeInfo(400, "The JSON is not valid", "The body (or the `request` part) does not parse as JSON."),
     "invalid_multipart": CodeInfo(
@@ -89,6 +89,9 @@ CODES: Mapping[str, CodeInfo] = {
     ),
     "media_busy": CodeInfo(429, "The decoders are busy", "Come back after the seconds of `Retry-After`."),
     "service_busy": CodeInfo(429, "Too many requests at once", "Come back after the seconds of `Retry-After`."),
+    "headers_too_large": CodeInfo(
+        431, "The headers are too large", "Send fewer or shorter headers; /v1/limits states `header_bytes`."
+    ),
     "client_closed": CodeInfo(499, "The client left", "Only in the log: there was nobody to answer."),
     "internal": CodeInfo(500, "The service failed", "A fault of the service; the log has it under the request id."),
     "item_failed_repeatedly": CodeInfo(
@@ -160,10 +163,18 @@ def as_problem(error: BaseException) -> Problem:
     return Problem("internal", "an unexpected fault; the log has it under this request id")
 
 
-def problem_of_answer(answer: Answer) -> Problem:
-    """Return the problem that an answer other than `done` stands for."""
+def deadline_exceeded(timeout_s: float, max_timeout_s: float) -> Problem:
+    """Return the problem of a request that was not answered in its time; timeout_s: allowed, max_timeout_s: the cap."""
+    advice = "the most that this service allows; send less"
+    if timeout_s < max_timeout_s:
+        advice = f"allow more with the header `Request-Timeout: N` (seconds, at most {max_timeout_s:g}), or send less"
+    return Problem("deadline_exceeded", f"there was no answer within {timeout_s:g} s: {advice}", limit=timeout_s)
+
+
+def problem_of_answer(answer: Answer, *, timeout_s: float, max_timeout_s: float) -> Problem:
+    """Return the problem that an answer other than `done` stands for; the seconds are as in deadline_exceeded."""
     if answer.status == "expired":
-        return Problem("deadline_exceeded", "the deadline passed before a worker had finished")
+        return deadline_exceeded(timeout_s, max_timeout_s)
     if answer.status == "lost":
         return Problem("job_lost", "the queue restarted without this job; send the request again", retry_after=1.0)
     if answer.status == "canceled":

@@ -27,13 +27,13 @@ class OptimConfig:
     """AdamW with linear warm-up and a cosine down to lr * final.
 
     edge_scale: learning rate of the layers that touch pixels or latents, as a share of lr. linear_scale: the same for
-    the linear path, which starts at a closed-form solution that a larger rate would throw away. ema: decay of the
-    averaged weights, which are what is shipped.
+    the linear path; 0 leaves it to the closed-form fits before and after. ema: decay of the averaged weights, which are
+    what is shipped.
     """
 
     lr: float = 1.5e-3
     edge_scale: float = 0.3
-    linear_scale: float = 0.01
+    linear_scale: float = 0.0
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.01
     clip: float = 1.0

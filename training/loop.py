@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from model.network import ATokenNet
 from model.packed import PackedTokens
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.config import OptimConfig, TrainConfig
 from training.data import Library, training_batch
+from training.linear_fit import decoder_input
 from training.losses import Losses, combine, gaussian_kl, reconstruction
 
 EDGES = ("input_layer", "out_layer", "proj.", "position_embedding")
@@ -52,6 +53,8 @@ class Trainer:
         self.elapsed_s = 0.0
         if not config.train_encoder:
             _freeze_way_in(net)
+        if config.optim.linear_scale == 0 and net.linear_path is not None:
+            net.linear_path.requires_grad_(False)
         # The pooling head gets no gradient from a reconstruction.
         net.encoder.head.requires_grad_(False)
         self.optimizer = _optimizer(net, config.optim)
@@ -128,18 +131,10 @@ class Trainer:
                 latents = mean + (logvar / 2).exp() * torch.randn(mean.shape, generator=noise)
                 kl = gaussian_kl(mean, logvar)
             else:
-                latents = self._codes(packed)
+                latents = decoder_input(self.net, packed)
         decoded = self.net.decode(packed.with_feats(latents))
         l1, log_mse = reconstruction(decoded, packed, self.net.config, self.config.loss.log_floor)
         return combine(l1, log_mse, kl, self.config.loss)
-
-    def _codes(self, packed: PackedTokens) -> Tensor:
-        if self.net.linear_path is not None and not self.config.train_encoder:
-            # proj is zero and stays so: the blocks of the encoder have no say in the codes, and need not run.
-            mean = self.net.linear_path.encode(packed.feats, packed.moving)
-        else:
-            mean, _ = self.net.posterior(self.net.encode(packed), packed)
-        return self.net.quantize(mean, packed.moving)
 
     def _progress(self, limits: Limits) -> float:
         spent = 0.0 if limits.minutes is None else self.elapsed_s / (60 * limits.minutes)

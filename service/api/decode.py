@@ -135,14 +135,16 @@ def _tokens_of_uploads(uploads: Sequence[Upload], limits: Limits) -> list[Named]
 
 def _tokens_of_body(body: DecodeBody, limits: Limits) -> list[Named]:
     if body.items is None:
-        inline = {name: getattr(body, name) for name in ("latents", "codes", "coords", "layout", "data")}
-        items = [DecodeItem.model_construct(id=None, **inline)]
+        names = ("id", "status", "latents", "codes", "coords", "layout", "data")
+        items = [DecodeItem.model_construct(**{name: getattr(body, name) for name in names})]
     else:
         items = body.items
     found = []
     for position, item in enumerate(items):
         name = str(position) if item.id is None else item.id
         try:
+            if item.status == "error":
+                raise Problem("invalid_parameter", 'the item has `status` "error": /encode made no tokens of it')
             if item.data is not None:
                 if any(getattr(item, other) is not None for other in ("latents", "codes", "coords", "layout")):
                     raise Problem("invalid_parameter", "`data` is a whole token file; send it or arrays, not both")

@@ -19,18 +19,29 @@ REF = "#/components/schemas/{model}"
 MODELS: tuple[type[BaseModel], ...] = (EncodeBody, EmbedBody, DecodeBody, EncodeAnswer, DecodeAnswer, ProblemDocument)
 BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 
+ANY = "application/octet-stream"
+RESULT = "The result, in the format that `Accept` asks for."
+PICTURES = ("image/png", "image/jpeg", "image/webp", "image/avif", "image/gif")
+CLIPS = ("video/mp4", "video/quicktime", "video/webm", "video/x-matroska", "video/x-msvideo")
+TENSORS = (types.JSON, types.SAFETENSORS, types.NPY, types.NPZ)
+FILES = (types.PNG, types.WEBP, types.JPEG, types.MP4, types.MKV)
 
-def media_operation(options: type[BaseModel], body: type[BaseModel]) -> dict[str, Any]:
-    """Describe an operation that takes pictures and clips."""
-    raw = ("image/png", "image/jpeg", "image/webp", "image/avif", "image/gif", "video/mp4", "video/webm")
-    answers = (types.JSON, types.SAFETENSORS, types.NPY, types.NPZ, types.PNG, types.MP4)
-    return _operation(options, body, EncodeAnswer, [*raw, types.MKV, "application/octet-stream"], answers)
+
+def encode_operation(options: type[BaseModel], body: type[BaseModel]) -> dict[str, Any]:
+    """Describe an operation that takes pictures and clips, and may give them back."""
+    result = f"{RESULT} Pictures and clips: with `outputs=reconstruction` of one item."
+    return _operation(options, body, EncodeAnswer, [*PICTURES, *CLIPS, ANY], (*TENSORS, *FILES), result)
+
+
+def embed_operation(options: type[BaseModel], body: type[BaseModel]) -> dict[str, Any]:
+    """Describe an operation that takes pictures and clips, and gives tensors only."""
+    return _operation(options, body, EncodeAnswer, [*PICTURES, *CLIPS, ANY], TENSORS)
 
 
 def decode_operation(options: type[BaseModel], body: type[BaseModel]) -> dict[str, Any]:
     """Describe an operation that takes tokens."""
-    answers = (types.PNG, types.WEBP, types.JPEG, types.MP4, types.MKV, types.JSON, types.NPY, types.MULTIPART)
-    return _operation(options, body, DecodeAnswer, [types.SAFETENSORS, "application/octet-stream"], answers)
+    answers = (*FILES, types.JSON, types.NPY, types.NPZ, types.MULTIPART)
+    return _operation(options, body, DecodeAnswer, [types.SAFETENSORS, ANY], answers)
 
 
 def build_openapi(app: FastAPI) -> dict[str, Any]:
@@ -49,6 +60,7 @@ def _operation(
     answer: type[BaseModel],
     raw: Sequence[str],
     answers: Sequence[str],
+    result: str = RESULT,
 ) -> dict[str, Any]:
     fields = options.model_json_schema()["properties"]
     form = {
@@ -63,7 +75,7 @@ def _operation(
             by_status.setdefault(info.status, []).append(code)
     responses: dict[str, Any] = {
         "200": {
-            "description": "The result, in the format that `Accept` asks for.",
+            "description": result,
             "content": dict.fromkeys(answers, BINARY) | {types.JSON: _reference(answer)},
         }
     }

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.api.core import service_of
-from service.api.documents import media_operation
+from service.api.documents import embed_operation
 from service.api.encoding import answer_media
 from service.api.items import Deadline
 from service.api.record import record_of
@@ -17,7 +17,7 @@ from service.api.uploads import read_media
 router = APIRouter()
 
 
-@router.post("/embed", openapi_extra=media_operation(EmbedOptions, EmbedBody))
+@router.post("/embed", openapi_extra=embed_operation(EmbedOptions, EmbedBody))
 async def embed(request: Request) -> Response:
     """Turn pictures and clips into an embedding each (unit length), and on request a feature vector for each token."""
     service, record = service_of(request), record_of(request.scope)

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.api.core import service_of
-from service.api.documents import media_operation
+from service.api.documents import encode_operation
 from service.api.encoding import answer_media
 from service.api.items import Deadline
 from service.api.models import Card
@@ -20,7 +20,7 @@ from service.api.uploads import read_media
 router = APIRouter()
 
 
-@router.post("/encode", openapi_extra=media_operation(EncodeOptions, EncodeBody))
+@router.post("/encode", openapi_extra=encode_operation(EncodeOptions, EncodeBody))
 async def encode(request: Request) -> Response:
     """Turn pictures and clips into latents, codes, an embedding, features or a reconstruction."""
     service, record = service_of(request), record_of(request.scope)

@@ -25,7 +25,7 @@ from service.api.models import Card
 from service.api.racing import race
 from service.api.record import Record, timeout_of
 from service.api.uploads import Upload
-from service.errors import Problem, as_problem, problem_of_answer
+from service.errors import Problem, as_problem, deadline_exceeded, problem_of_answer
 from service.queue.jobs import Job, Op, QueueUnavailable, Refused
 
 log = structlog.get_logger("atoken.items")
@@ -94,7 +94,7 @@ class Ticket:
             work,
             request,
             remaining_s=remaining,
-            timeout_s=self.deadline.timeout_s,
+            late=deadline_exceeded(self.deadline.timeout_s, self.service.settings.max_timeout_s),
             stopping=self.service.stopping,
         )
 
@@ -218,7 +218,8 @@ async def run_job(
     waited = 1000.0 * (time.perf_counter() - submitted)
     record.add_stage("deliver", max(0.0, waited - sum(known.values())))
     if answer.status != "done" or answer.payload is None:
-        raise problem_of_answer(answer)
+        cap = ticket.service.settings.max_timeout_s
+        raise problem_of_answer(answer, timeout_s=ticket.deadline.timeout_s, max_timeout_s=cap)
     return wire.loads(answer.payload)
 
 

@@ -29,7 +29,8 @@ LINGER_BYTES = 256 * 1024 * 1024
 class RequestMiddleware:
     """Outermost layer: request id, common headers, one log line, metrics; no exception passes it.
 
-    Also refuses operations above the number in flight, and requests with too many headers, before anything is read.
+    Also refuses operations above the number in flight, and requests with too many or too large headers, before
+    anything is read.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings, telemetry: Telemetry) -> None:
@@ -77,6 +78,14 @@ class RequestMiddleware:
         limit = self.settings.request_headers
         if len(headers) > limit:
             raise Problem("invalid_header", f"{len(headers)} headers; at most {limit} are allowed", limit=limit)
+        size = sum(len(name) + len(value) + 4 for name, value in headers.raw)  # as sent: "name: value", line end
+        if size > self.settings.header_bytes:
+            raise Problem(
+                "headers_too_large",
+                f"the headers have {size} bytes together, at most {self.settings.header_bytes} are allowed",
+                limit=self.settings.header_bytes,
+                actual=size,
+            )
 
     @contextmanager
     def _in_flight(self, record: Record) -> Iterator[None]:
@@ -104,7 +113,7 @@ class RequestMiddleware:
         if record.op != "other":
             metrics.request_bytes.labels(record.op).observe(record.request_bytes)
             metrics.response_bytes.labels(record.op).observe(record.response_bytes)
-        if record.status in (413, 429, 503):
+        if record.op != "other" and record.status in (413, 429, 503):
             metrics.rejected.labels(record.code).inc()
         for name, milliseconds in record.stages.items():
             metrics.stage_seconds.labels(name).observe(milliseconds / 1000.0)

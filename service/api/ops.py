@@ -10,7 +10,7 @@ import orjson
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 
 from media.sniff import IMAGE_FORMATS, VIDEO_FORMATS
 from service.api import pages
@@ -46,13 +46,21 @@ async def limits(request: Request) -> Response:
     return json_response(settings.public() | {"formats": {"image": list(IMAGE_FORMATS), "video": list(VIDEO_FORMATS)}})
 
 
+@router.get("/", include_in_schema=False)
+async def root() -> Response:
+    """Lead whoever opens the bare address to the documentation."""
+    return RedirectResponse("/docs", 307)
+
+
 @router.get("/health/live")
+@router.head("/health/live", include_in_schema=False)
 async def live() -> Response:
     """Say that this process answers."""
     return json_response({"status": "live"})
 
 
 @router.get("/health/ready")
+@router.head("/health/ready", include_in_schema=False)
 async def ready(request: Request) -> Response:
     """Say whether a request would be served: queue reachable, a worker ready, not stopping."""
     service = service_of(request)
@@ -98,7 +106,7 @@ async def health(request: Request) -> Response:
     return json_response({"status": status, "version": package_version(), "checks": checks})
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Give the metrics of this process and of the queue in Prometheus' text format."""
     service = service_of(request)

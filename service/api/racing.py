@@ -15,12 +15,12 @@ T = TypeVar("T")
 
 
 async def race(
-    work: Coroutine[Any, Any, T], request: Request, *, remaining_s: float, timeout_s: float, stopping: asyncio.Event
+    work: Coroutine[Any, Any, T], request: Request, *, remaining_s: float, late: Problem, stopping: asyncio.Event
 ) -> T:
     """Return the result of work; cancel it, and wait until it has cleaned up, when something else comes first.
 
     The request's body must have been read: the next message on its channel is then that the client left.
-    Raises what work raises, ClientDisconnect, or Problem deadline_exceeded or shutting_down.
+    Raises what work raises, ClientDisconnect, Problem shutting_down, or late after remaining_s.
     """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnected(request.receive))
@@ -34,7 +34,7 @@ async def race(
             raise ClientDisconnect
         if stop.done():
             raise Problem("shutting_down", "the service is stopping; send the request again", retry_after=1.0)
-        raise Problem("deadline_exceeded", f"there was no answer within {timeout_s:g} s", limit=timeout_s)
+        raise late
     finally:
         for future in everything:
             future.cancel()

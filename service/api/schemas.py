@@ -104,7 +104,23 @@ class EmbedBody(EmbedOptions, _MediaBody):
     """JSON body of /embed."""
 
 
-class DecodeItem(BaseModel):
+ECHO = Field(None, description="As in the answer of /encode; not read.")
+
+
+class _Echo(BaseModel):
+    """What an item of the answer of /encode says beside its tokens, so that it can be sent back as it is."""
+
+    status: Any = Field(None, description="As in the answer of /encode; an item with `error` has no tokens to decode.")
+    error: Any = ECHO
+    kind: Any = ECHO
+    notes: Any = ECHO
+    tokens: Any = ECHO
+    embedding: Any = ECHO
+    features: Any = ECHO
+    reconstruction: Any = ECHO
+
+
+class DecodeItem(_Echo):
     """Tokens of one item in a JSON body: arrays, or a token file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -119,9 +135,11 @@ class DecodeItem(BaseModel):
     data: str | None = Field(None, description="A token file in base64, instead of arrays.")
 
 
-class DecodeBody(DecodeOptions):
-    """JSON body of /decode: `items`, or the fields of one item at the top."""
+class DecodeBody(DecodeOptions, _Echo):
+    """JSON body of /decode: `items`, or the fields of one item at the top. An answer of /encode is one, too."""
 
+    id: Text | None = Field(None, description="Of the one item; beside `items` not read.")
+    usage: Any = ECHO
     items: list[DecodeItem] | None = None
     latents: Any = None
     codes: Any = None
@@ -137,7 +155,7 @@ class DecodeBody(DecodeOptions):
         inline = [name for name in ("latents", "codes", "coords", "layout", "data") if getattr(self, name) is not None]
         if self.items is not None and inline:
             raise ValueError(f"`items` and `{inline[0]}` exclude each other")
-        if self.items is None and not inline:
+        if self.items is None and not inline and self.status != "error":
             raise ValueError("give `items`, or `latents` or `codes` with `coords`, or a token file as `data`")
         return self
 

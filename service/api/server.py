@@ -17,6 +17,9 @@ from service.telemetry import configure_logging
 
 log = structlog.get_logger("atoken.server")
 
+PARSER_ROOM = 2
+"""The parser's bound on a head, in header_bytes: it cuts off with plain text what the middleware would explain."""
+
 LAST_WORD_S = 1.0
 """So long before the server cuts them off, requests in flight are told that it stops."""
 
@@ -45,7 +48,7 @@ class Server(uvicorn.Server):
                 http="h11",
                 ws="none",
                 loop="asyncio",
-                h11_max_incomplete_event_size=settings.header_bytes,
+                h11_max_incomplete_event_size=PARSER_ROOM * settings.header_bytes,
                 limit_concurrency=settings.connections,
                 timeout_keep_alive=settings.keep_alive_s,
                 timeout_graceful_shutdown=settings.shutdown_s,

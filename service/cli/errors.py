@@ -29,6 +29,10 @@ class CommandError(Exception):
     """A command was given something that it cannot use."""
 
 
+class UsageError(CommandError):
+    """The command line itself is wrong: exit status 2."""
+
+
 def explain(error: BaseException) -> str | None:
     """Return the line for a person, or None when the error is a fault of ours."""
     if isinstance(error, ModuleNotFoundError) and error.name is not None:

@@ -6,19 +6,21 @@ import json
 import mmap
 import platform
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
 
+from media.errors import MediaError
 from media.image import decode_image, encode_image
 from media.limits import Limits
-from media.sniff import Probe, probe
+from media.sniff import Probe, probe, token_cost
 from media.tokens import check_decodable, dump_tokens, load_tokens
 from media.types import Fit, Image, Tokens
 from media.video import VideoWriter, decode_video, iter_video
-from model import Tokenizer
+from model import ModelError, Tokenizer
 from service.cli.errors import CommandError
 
 LIMITS = Limits.local()
@@ -33,6 +35,16 @@ IMAGE_FORMATS: dict[str, Literal["png", "webp", "jpeg"]] = {
 }
 VIDEO_FORMATS: dict[str, Literal["mp4", "mkv"]] = {".mp4": "mp4", ".mkv": "mkv"}
 SUFFIXES = {"image": (*IMAGE_FORMATS, ".npy"), "video": (*VIDEO_FORMATS, ".npy"), "voxels": (".npz",)}
+MAGIC = (
+    (0, b"\xff\xd8\xff", "a JPEG picture"),
+    (0, b"\x89PNG\r\n", "a PNG picture"),
+    (0, b"GIF8", "a GIF picture"),
+    (8, b"WEBP", "a WebP picture"),
+    (8, b"AVI ", "an AVI clip"),
+    (4, b"ftyp", "an MP4, MOV or AVIF file"),
+    (0, b"\x1aE\xdf\xa3", "a Matroska or WebM clip"),
+)
+"""Offset, bytes there, and what a file is that was taken for a token file."""
 
 
 def load(model: str, device: str | None, dtype: str | None, threads: int | None) -> Tokenizer:
@@ -51,7 +63,9 @@ def encode_files(
     if fit not in ("pad", "crop"):
         raise CommandError(f"--fit {fit!r}; wanted pad or crop")
     _check_folder(output)
-    tokens = _encode(tokenizer, files, outputs or [_form(tokenizer)], cast(Fit, fit))
+    outputs = outputs or [_form(tokenizer)]
+    _check_outputs(tokenizer, outputs)
+    tokens = _encode(tokenizer, files, outputs, cast(Fit, fit))
     output.write_bytes(dump_tokens(tokens))
     count = sum(len(item) for item in tokens)
     return f"{output}: {_items(len(tokens))}, {count} tokens, {output.stat().st_size} bytes ({tokenizer.name})"
@@ -90,7 +104,7 @@ def decode_file(
 ) -> Iterator[str]:
     """Decode every item of a token file; yield a line for each file written."""
     _check_folder(output)
-    items = load_tokens(file.read_bytes(), limits=LIMITS)
+    items = _load_tokens(file)
     for index, item in enumerate(items):
         if output.suffix.lower() not in SUFFIXES[item.layout.kind]:
             raise CommandError(
@@ -99,16 +113,15 @@ def decode_file(
             )
     tokenizer = load(model or items[0].model or "tiny-continuous", device, dtype, threads)
     for index, item in enumerate(items):
-        try:
+        with _named(f"{file}, item {index}"):
             check_decodable(
                 item, latent_channels=tokenizer.config.latent_channels, codebooks=tokenizer.config.codebooks
             )
-        except Exception as error:
-            raise CommandError(f"{file.name}, item {index}: {error}") from error
     for index, item in enumerate(items):
         path = output if len(items) == 1 else output.with_stem(f"{output.stem}-{index}")
         # A file made by hand need not say what made it.
-        _write(tokenizer, item, path, any_model=force or not item.revision)
+        with _named(f"{file}, item {index}"):
+            _write(tokenizer, item, path, any_model=force or not item.revision)
         yield f"{path}: {_size(item)}"
 
 
@@ -153,9 +166,12 @@ def _encode(tokenizer: Tokenizer, files: Sequence[Path], outputs: Sequence[str],
             done += _encode_pack(tokenizer, pack, outputs, fit)
             pack, pack_tokens = [], 0
         if header.kind == "video":
-            done.append(_encode_clip(tokenizer, file, outputs, fit))
+            with _named(file):
+                done.append(_encode_clip(tokenizer, file, outputs, fit))
         else:
-            pack.append(decode_image(file.read_bytes(), LIMITS))
+            with _named(file):
+                token_cost("image", 1, header.height, header.width, fit)  # too small to crop: in a pack it has no name
+                pack.append(decode_image(file.read_bytes(), LIMITS))
             pack_tokens += header.tokens or 0
     return done + _encode_pack(tokenizer, pack, outputs, fit)
 
@@ -174,11 +190,29 @@ def _encode_clip(tokenizer: Tokenizer, file: Path, outputs: Sequence[str], fit: 
 def _probe(file: Path) -> Probe:
     if file.stat().st_size == 0:
         raise CommandError(f"{file}: the file is empty")
-    with file.open("rb") as source, mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+    with file.open("rb") as source, mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as mapped, _named(file):
+        return probe(cast(bytes, mapped), LIMITS)  # a map reads like bytes and costs no memory
+
+
+def _load_tokens(file: Path) -> list[Tokens]:
+    data = file.read_bytes()
+    with _named(file):
         try:
-            return probe(cast(bytes, mapped), LIMITS)  # a map reads like bytes and costs no memory
-        except Exception as error:
-            raise CommandError(f"{file}: {error}") from error
+            return load_tokens(data, limits=LIMITS)
+        except MediaError:
+            for offset, magic, what in MAGIC:
+                if data.startswith(magic, offset):
+                    raise CommandError(f"{file}: this is {what}, not a token file") from None
+            raise
+
+
+@contextmanager
+def _named(what: Path | str) -> Iterator[None]:
+    """Say of what an error is: the packages below get bytes and know no file names."""
+    try:
+        yield
+    except (MediaError, ModelError) as error:
+        raise CommandError(f"{what}: {error}") from error
 
 
 def _write(tokenizer: Tokenizer, item: Tokens, path: Path, *, any_model: bool) -> None:
@@ -216,6 +250,15 @@ def _write(tokenizer: Tokenizer, item: Tokens, path: Path, *, any_model: bool) -
 
 def _form(tokenizer: Tokenizer) -> str:
     return "codes" if "codes" in tokenizer.outputs else "latents"
+
+
+def _check_outputs(tokenizer: Tokenizer, outputs: Sequence[str]) -> None:
+    unknown = [name for name in outputs if name not in tokenizer.outputs]
+    if unknown:
+        hint = "; --model tiny-discrete has codes" if "codes" in unknown else ""
+        raise CommandError(
+            f"--outputs: {tokenizer.name} has no {', '.join(unknown)}, only {', '.join(tokenizer.outputs)}{hint}"
+        )
 
 
 def _check_folder(path: Path) -> None:

@@ -54,11 +54,15 @@ def serve(
     threads: Threads = None,
 ) -> None:
     """Serve HTTP. Without --redis everything runs here: the API, one worker and a private Redis."""
-    from service import embedded
+    from service.cli.model_names import check_models
 
     settings = _settings(
         host=host, port=port, redis_url=redis, device=device, dtype=dtype, threads=threads, models=model
     )
+    if settings.redis_url is None:  # else the files of the models are the workers' and may not be here
+        check_models(settings.models)
+    from service import embedded
+
     raise typer.Exit(embedded.serve(settings))
 
 
@@ -75,12 +79,14 @@ def worker(
 ) -> None:
     """Work for an API that runs elsewhere. Start as many as there are GPUs."""
     from service.cli.errors import CommandError
+    from service.cli.model_names import check_models
 
     settings = _settings(
         redis_url=redis, device=device, dtype=dtype, threads=threads, models=model, batch_tokens=batch_tokens
     )
     if settings.redis_url is None:
         raise CommandError("a worker needs a queue: give --redis URL, or set ATOKEN_REDIS_URL")
+    check_models(settings.models)
     from service.worker.main import run
 
     raise typer.Exit(run(settings))
@@ -164,6 +170,8 @@ def verify(
 
     if dtype not in ("float32", "bfloat16", "float16"):
         raise CommandError(f"--dtype {dtype!r}; wanted float32, bfloat16 or float16")
+    if dtype != "float32":
+        print(f"The limits are for float32: errors of about 1e-2 are normal in {dtype}.", flush=True)
     from model.verify import SHIPPED, main_report
 
     raise typer.Exit(main_report(path or SHIPPED, device, dtype, dump))
@@ -188,11 +196,11 @@ def version() -> None:
 
 
 def main() -> None:
-    """Entry point: every error a person can do something about is one line, exit status 1."""
+    """Entry point: every error a person can do something about is one line; exit status 1, 2 for a wrong command."""
     try:
         app()
     except Exception as error:
-        from service.cli.errors import explain
+        from service.cli.errors import UsageError, explain
 
         line = explain(error)
         if "--debug" in sys.argv[1:2]:
@@ -203,7 +211,7 @@ def main() -> None:
             else f"atoken: an unexpected fault ({type(error).__name__}: {error}); `atoken --debug ...` shows where",
             file=sys.stderr,
         )
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
 
 
 def _settings(**given: Any) -> Any:

@@ -14,7 +14,7 @@ from PIL import Image as PILImage
 from media.errors import MediaError
 from media.limits import Limits
 from media.orientation import from_exif, from_matrix, from_turn_and_mirror, swaps_sides, upright
-from media.sniff import Probe, probe, token_cost
+from media.sniff import Probe, check_size, probe, token_cost
 from media.video import VideoWriter, encode_video
 
 LIMITS = Limits()
@@ -203,6 +203,16 @@ def test_sizes_are_refused_from_the_header() -> None:
     assert refused(png(1, 20_000)).code == "image_too_large"
     tokens = refused(png(4096, 4096))
     assert (tokens.code, tokens.limit, tokens.actual) == ("too_many_tokens", 32_768, 65_536)
+    assert tokens.detail == (
+        "the image of 4096 x 4096 pixels has 65536 tokens, at most 32768 may attend to each other: "
+        "shrink it to about 8388608 pixels in all (16 x 16 pixels a token)"
+    )
+    with pytest.raises(MediaError, match=r"^a window of 16 frames of 4096 x 2048 pixels has 131072 tokens.* 2097152 "):
+        check_size("video", 16, 2048, 4096, LIMITS)
+    with pytest.raises(MediaError, match=r"^the clip of 9 frames of 32 x 16 pixels has 6 tokens, at most 5 .* frames$"):
+        check_size("video", 9, 16, 32, replace(LIMITS, item_tokens=5))
+    with pytest.raises(MediaError, match=r"^the image of 32 x 48 pixels has 6 tokens, at most 5 .* about 1280 pixels"):
+        check_size("image", 1, 48, 32, replace(LIMITS, item_tokens=5))
     assert refused(png(64, 64), replace(LIMITS, image_bytes=50)).code == "item_too_large"
     assert refused(png(64, 64), replace(LIMITS, decode_bytes=3 * 64 * 64 - 1)).code == "item_too_large"
     assert probe(png(64, 64), replace(LIMITS, decode_bytes=3 * 64 * 64)).tokens == 16

@@ -64,6 +64,12 @@ def test_loaded_by_path_folder_and_name(saved: Path) -> None:
         Tokenizer.load("nothing-of-that-name")
     with pytest.raises(UnsupportedError, match="so400m-continuous"):
         Tokenizer.load(f"so500m={saved}")
+    with pytest.raises(UnsupportedError, match="so400m-discrete=FILE"):
+        Tokenizer.load("so400m-discrete")
+    with pytest.raises(WeightsError, match="no such file"):
+        Tokenizer.load("so400m-discrete=absent.pt")
+    with pytest.raises(UnsupportedError, match="cpu, cuda"):
+        Tokenizer.load(str(saved), device="banana")
     with pytest.raises(UnsupportedError, match="float32"):
         Tokenizer.load(str(saved), dtype="int8")
 

@@ -33,7 +33,7 @@ def scene(seed: int, height: int, width: int) -> UInt8Array:
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """images/train with pictures, one of them a cut-out; no films."""
+    """images/train with pictures, one of them a cut-out, two of them held aside; no films."""
     folder = tmp_path_factory.mktemp("data")
     (folder / "images" / "train").mkdir(parents=True)
     for seed in range(24):
@@ -41,7 +41,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         picture = PIL.Image.fromarray(pixels)
         if seed == 5:
             picture.putalpha(PIL.Image.fromarray(np.tri(*pixels.shape[:2], dtype=np.uint8) * 255))
-        picture.save(folder / "images" / "train" / f"scene_{seed:02}.png")
+        picture.save(folder / "images" / "train" / f"scene_{60 + seed}.png")
     return folder
 
 
@@ -57,7 +57,7 @@ def random_components(values: int, count: int, seed: int) -> Components:
     matrix = torch.randn(values, count, generator=generator)
     matrix[:, 0] = 1
     vectors = torch.linalg.qr(matrix).Q.T.contiguous()
-    scales = torch.linspace(12, 0.5, count)
+    scales = torch.logspace(1.1, -0.7, count)
     return Components(torch.randn(values, generator=generator) / 10, vectors, scales)
 
 

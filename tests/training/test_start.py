@@ -10,8 +10,8 @@ from tests.training.conftest import SMALL, scene
 from training.config import LossConfig
 from training.data import Library, training_batch
 from training.evaluate import pca_codec
+from training.linear_fit import fit_linear_decoder
 from training.losses import reconstruction
-from training.neighbours import fit_neighbours
 from training.pca import Components, fit_components
 from training.start import start_at, start_digits
 
@@ -71,7 +71,7 @@ def test_digits_and_neighbours_lower_the_error(
         assert counts[0] == counts.max() > 1
     for network in (net, discrete):
         before = error(network, held)
-        fit_neighbours(network, batches, 2e-4)
+        fit_linear_decoder(network, batches, 2e-4)
         assert error(network, held) < before - 0.01
 
 

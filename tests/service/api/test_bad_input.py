@@ -109,6 +109,20 @@ def test_too_many_headers(client: httpx.Client) -> None:
     problem(client.get("/v1/limits", headers={f"x-{i}": "1" for i in range(100)}), 400, "invalid_header")
 
 
+@pytest.mark.parametrize("count", [1, 5])
+def test_headers_that_are_too_large_together(api: Api, count: int) -> None:
+    limit = api.settings.header_bytes
+    headers = {f"x-{i}": "a" * (limit // count) for i in range(count)}
+    for response in (
+        api.client.get("/v1/limits", headers=headers),
+        api.client.post("/encode", content=PICTURE, headers=headers),
+    ):
+        found = problem(response, 431, "headers_too_large")
+        assert found["limit"] == limit
+        assert found["actual"] > limit
+    assert api.client.get("/v1/limits", headers={"x-0": "a" * (limit // 2)}).status_code == 200
+
+
 # --- options
 
 

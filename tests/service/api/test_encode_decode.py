@@ -143,6 +143,25 @@ def test_json_answer_of_encode_goes_back_into_decode(client: httpx.Client) -> No
         assert pixels_of(several.content).shape == (32, 48, 3), "without a layout: whole patches"
 
 
+@pytest.mark.parametrize("outputs", ["latents,embedding,features", "codes,reconstruction"])
+def test_json_answer_of_encode_can_be_posted_to_decode_as_it_is(client: httpx.Client, outputs: str) -> None:
+    picture = blocks(8, 8).repeat(4, axis=0).repeat(4, axis=1)
+    files = [("file", ("a.png", png(picture))), ("file", ("b.txt", b"nonsense"))]
+    whole = client.post("/encode", files=files[:1], data={"outputs": outputs}).json()
+    for body in (whole, whole["items"][0], {"items": whole["items"]}):
+        decoded = client.post("/decode", json=body)
+        assert decoded.status_code == 200, decoded.text
+        np.testing.assert_array_equal(pixels_of(decoded.content), picture)
+    problem(client.post("/decode", json={**whole, "usages": 1}), 422, "invalid_parameter")
+    problem(client.post("/decode", json={"items": [{**whole["items"][0], "token": 1}]}), 422, "invalid_parameter")
+
+    partial = client.post("/encode", files=files, data={"outputs": outputs}).json()
+    for body in (partial["items"][1], {"items": partial["items"][1:]}):
+        assert "`status`" in problem(client.post("/decode", json=body), 422, "invalid_parameter")["detail"]
+    good, bad = client.post("/decode", json=partial).json()["items"]
+    assert (good["status"], bad["status"], bad["error"]["status"]) == ("ok", "error", 422)
+
+
 def test_codes_go_to_the_model_that_has_them(client: httpx.Client) -> None:
     picture = blocks(8, 8).repeat(4, axis=0).repeat(4, axis=1)
     encoded = encode(client, png(picture), outputs="codes")

@@ -26,6 +26,7 @@ def test_limits_are_those_in_force(api: Api, prefix: str) -> None:
     limits = api.client.get(f"{prefix}/limits").json()
     assert limits["body_bytes"] == api.settings.body_bytes
     assert limits["media"]["item_tokens"] == api.settings.media.item_tokens
+    assert limits["media"]["window_tokens"] == api.settings.media.window_tokens
     assert "png" in limits["formats"]["image"]
     assert "redis" not in str(limits)
 
@@ -33,6 +34,9 @@ def test_limits_are_those_in_force(api: Api, prefix: str) -> None:
 def test_health(client: httpx.Client) -> None:
     assert client.get("/health/live").json() == {"status": "live"}
     assert client.get("/health/ready").json() == {"status": "ready"}
+    for path in ("/health/live", "/health/ready"):
+        head = client.head(path)
+        assert (head.status_code, head.content) == (200, b"")
     body = client.get("/health").json()
     assert body["status"] == "ready"
     assert len(body["checks"]["workers"]["workers"]) == 2
@@ -66,6 +70,27 @@ def test_metrics_count_and_have_no_ids_in_labels(client: httpx.Client) -> None:
     assert after["atoken_workers_ready", (("pool", pool),)] == 1
     assert after["atoken_queue_tokens", (("pool", pool),)] == 0
     assert "look-for-me" not in client.get("/metrics").text
+
+
+def test_bare_address_leads_to_the_documentation(client: httpx.Client) -> None:
+    answer = client.get("/")
+    assert (answer.status_code, answer.headers["location"]) == (307, "/docs")
+
+
+def test_documented_types_are_those_of_each_operation(client: httpx.Client) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+
+    def given(path: str, method: str = "post") -> set[str]:
+        return set(paths[path][method]["responses"]["200"]["content"])
+
+    tensors = {"application/json", "application/vnd.safetensors", "application/x-npy", "application/x-npz"}
+    files = {"image/png", "image/webp", "image/jpeg", "video/mp4", "video/x-matroska"}
+    assert given("/v1/embed") == tensors
+    assert given("/v1/encode") == tensors | files
+    assert given("/v1/decode") == files | tensors - {"application/vnd.safetensors"} | {"multipart/mixed"}
+    assert given("/metrics", "get") == {"text/plain"}
+    for path in ("/v1/encode", "/v1/embed"):
+        assert {"video/x-msvideo", "video/quicktime"} <= set(paths[path]["post"]["requestBody"]["content"])
 
 
 def test_documentation(client: httpx.Client) -> None:

@@ -58,7 +58,9 @@ def send_without_waiting(api: Api, body: bytes = PICTURE, headers: str = "") -> 
 @pytest.mark.parametrize("headers", [{"Request-Timeout": "0.4"}, {"Prefer": "respond-async, wait=1"}])
 def test_deadline(api: Api, held: BlockWorker, headers: dict[str, str]) -> None:
     begun = time.monotonic()
-    problem(api.client.post("/encode", content=PICTURE, headers=headers), 504, "deadline_exceeded")
+    found = problem(api.client.post("/encode", content=PICTURE, headers=headers), 504, "deadline_exceeded")
+    assert f"within {found['limit']:g} s" in found["detail"]
+    assert "`Request-Timeout: N` (seconds, at most 300)" in found["detail"]
     assert 0.3 < time.monotonic() - begun < 5.0
     wait_for(lambda: queued(api) == 0, "the expired job stays in the queue")
 
@@ -115,7 +117,11 @@ def test_no_worker() -> None:
         problem(response, 503, "no_worker")
         assert int(response.headers["retry-after"]) >= 1
         problem(api.client.post("/decode", json={"codes": [[1] * 8], "coords": [[0, 0, 0, 0]]}), 503, "no_worker")
+        assert 'atoken_rejected_total{reason="no_worker"} 2.0' in api.client.get("/metrics").text
         problem(api.client.get("/health/ready"), 503, "no_worker")
+        head = api.client.head("/health/ready")
+        assert (head.status_code, head.content) == (503, b"")
+        assert 'atoken_rejected_total{reason="no_worker"} 2.0' in api.client.get("/metrics").text, "probes do not count"
         assert api.client.get("/health").json()["status"] == "no_worker"
         assert api.client.get("/v1/models").json()["data"] == []
         with BlockWorker(redis.url):

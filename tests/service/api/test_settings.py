@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from media.errors import STATUS, MediaError
-from service.errors import CODES, Problem, as_problem, problem_of_answer
+from service.errors import CODES, Problem, as_problem, deadline_exceeded, problem_of_answer
 from service.queue.jobs import Answer, QueueUnavailable, Refused
 from service.settings import Settings
 
@@ -77,10 +77,15 @@ def test_every_error_of_a_lower_layer_has_a_problem() -> None:
     ],
 )
 def test_answers_without_a_result_become_problems(answer: Answer, code: str) -> None:
-    found = problem_of_answer(answer)
+    found = problem_of_answer(answer, timeout_s=5.0, max_timeout_s=300.0)
     assert found.code == code
     assert isinstance(found, Problem)
     assert "secret" not in found.detail
-    assert (
-        problem_of_answer(Answer(id="1", status="failed", code="invalid_parameter", detail="say so")).detail == "say so"
-    )
+    refusal = Answer(id="1", status="failed", code="invalid_parameter", detail="say so")
+    assert problem_of_answer(refusal, timeout_s=5.0, max_timeout_s=300.0).detail == "say so"
+
+
+def test_missed_deadline_says_how_to_get_more_time_where_there_is_more() -> None:
+    assert "within 5 s: " in deadline_exceeded(5.0, 300.0).detail
+    assert "`Request-Timeout: N` (seconds, at most 300)" in deadline_exceeded(5.0, 300.0).detail
+    assert "Request-Timeout" not in deadline_exceeded(300.0, 300.0).detail

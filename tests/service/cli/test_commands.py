@@ -20,6 +20,7 @@ from media.video import decode_video, encode_video
 from model import Tokenizer
 from service.cli import main as cli
 from service.cli.errors import explain
+from service.cli.model_names import check_models
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -188,12 +189,77 @@ def test_a_broken_file_is_named(run: Run, picture: Path, tmp_path: Path, content
     assert message in err
 
 
+@pytest.mark.parametrize("command", ["encode", "embed"])
+@pytest.mark.parametrize("name", ["truncated.jpg", "damaged.mp4"])
+def test_content_that_only_the_decoder_finds_damaged_is_named(
+    run: Run, picture: Path, tmp_path: Path, command: str, name: str
+) -> None:
+    broken = tmp_path / name
+    if name == "truncated.jpg":
+        content = encode_image(waves(70, 101), "jpeg")
+        broken.write_bytes(content[: len(content) * 2 // 3])
+    else:  # the container stays whole, frames in it do not
+        content = encode_video(np.stack([waves(34, 50, t) for t in range(21)]), 12.0, "mp4")
+        start, stop = len(content) * 2 // 5, len(content) * 3 // 5
+        broken.write_bytes(content[:start] + b"\xa5" * (stop - start) + content[stop:])
+    status, _, err = run(command, picture, broken, "-o", tmp_path / "out")
+    assert (status, len(err.strip().splitlines())) == (1, 1)
+    assert err.startswith(f"atoken: {broken}: the ")
+    assert "data is damaged or cut short" in err
+
+
+def test_a_picture_too_small_to_crop_is_named(run: Run, picture: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small.png"
+    small.write_bytes(encode_image(waves(15, 40)))
+    status, _, err = run("encode", picture, small, "-o", tmp_path / "a.tokens", "--fit", "crop")
+    assert (status, f"{small}: with fit=crop" in err) == (1, True), err
+
+
+def test_what_is_no_token_file_is_named(run: Run, picture: Path, clip: Path, tmp_path: Path) -> None:
+    photo, text, tokens = tmp_path / "photo.jpg", tmp_path / "text.tokens", tmp_path / "cut.tokens"
+    photo.write_bytes(encode_image(waves(70, 101), "jpeg"))
+    text.write_text("hello, this is text")
+    assert run("encode", picture, "-o", tokens)[0] == 0
+    tokens.write_bytes(tokens.read_bytes()[:-40])
+    for file, message in (
+        (photo, f"{photo}: this is a JPEG picture, not a token file"),
+        (picture, f"{picture}: this is a PNG picture, not a token file"),
+        (clip, f"{clip}: this is a Matroska or WebM clip, not a token file"),
+        (text, f"{text}: no token file: "),
+        (tokens, f"{tokens}: "),
+    ):
+        status, _, err = run("decode", file, "-o", tmp_path / "a.png")
+        assert (status, err.startswith(f"atoken: {message}")) == (1, True), err
+
+
+@pytest.mark.parametrize("name", ["nope", "nope.safetensors", "", "so400m-continuous=nope.pt"])
+@pytest.mark.parametrize("command", [("serve", "--port", 0), ("worker", "--redis", "redis://127.0.0.1:1")])
+def test_a_model_that_is_not_there_stops_the_start(run: Run, command: tuple[object, ...], name: str) -> None:
+    status, out, err = run(*command, "--model", "tiny-discrete", "--model", name)
+    assert (status, out, len(err.splitlines())) == (2, "", 1)
+    assert err.startswith(f"atoken: model {name!r}")
+    assert "tiny-continuous, tiny-discrete" in err
+
+
+def test_models_that_are_there_may_start(tmp_path: Path) -> None:
+    file = tmp_path / "own.safetensors"
+    file.touch()
+    check_models(["tiny-continuous", str(file), str(tmp_path), f"so400m-continuous={file}"])
+
+
+@pytest.mark.parametrize(("dtype", "is_said"), [("bfloat16", True), ("float16", True), ("float32", False)])
+def test_verify_says_what_the_limits_are_for(run: Run, tmp_path: Path, dtype: str, is_said: bool) -> None:
+    out = run("verify", tmp_path, "--dtype", dtype)[1]
+    assert (f"float32: errors of about 1e-2 are normal in {dtype}" in out) == is_said
+
+
 def test_mistakes_are_answered_with_what_is_allowed(run: Run, picture: Path, tmp_path: Path) -> None:
     tokens = tmp_path / "a.tokens"
     for arguments, message in (
         (("encode", picture, "-o", tmp_path / "no" / "a.tokens"), "there is no folder"),
         (("encode", picture, "-o", tokens, "--model", "nope"), "tiny-continuous, tiny-discrete"),
         (("encode", picture, "-o", tokens, "--outputs", "codes"), "latents, embedding, features"),
+        (("encode", picture, "-o", tokens, "--outputs", "codes"), "--model tiny-discrete has codes"),
         (("encode", picture, "-o", tokens, "--fit", "stretch"), "pad or crop"),
         (("encode", picture, "-o", tokens, "--device", "cuda:7"), "cpu"),
         (("encode", picture, "-o", tokens, "--dtype", "int8"), "bfloat16"),

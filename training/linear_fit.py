@@ -32,43 +32,46 @@ class _Sums:
 
 
 @torch.no_grad()
-def fit_neighbours(net: ATokenNet, batches: Iterable[PackedTokens], log_floor: float) -> None:
-    """Fit gather, spread and a correction of synthesis and bias in both bases; the stacks must still be silent.
+def fit_linear_decoder(net: ATokenNet, batches: Iterable[PackedTokens], log_floor: float) -> None:
+    """Fit gather, spread and a correction of synthesis and bias, in both bases, to what the network leaves over.
 
-    batches: training batches. Every crop weighs as it does in the loss: by 1 / (its error + log_floor).
+    Works before training, when the stacks are silent, and after it. batches: training batches; several hundred, or
+    the fit learns them by heart. Every crop weighs as it does in the loss: by 1 / (its error + log_floor).
     """
     path = net.linear_path
     if path is None:
-        raise ValueError("a network without linear_path has no neighbours to fit")
+        raise ValueError("a network without linear_path has nothing to fit")
     sums: dict[bool, _Sums] = {}
     for packed in batches:
-        latents = path.encode(packed.feats, packed.moving)
-        if net.digits is not None:
-            latents = net.quantize(latents, packed.moving)
-        left = packed.feats - path.decode(latents, packed)
-        inputs = torch.cat([latents, neighbour_differences(latents, packed)], dim=1)
+        latents = decoder_input(net, packed)
+        differences = neighbour_differences(latents, packed)
+        left = packed.feats - net.decode(packed.with_feats(latents))
+        inputs = torch.cat([latents, differences], dim=1)
         for moving, basis in ((False, path.still), (True, path.moving)):
             rows = packed.moving == moving
             if bool(rows.any()):
-                _add(sums, moving, inputs, left[:, : basis.values], rows, packed, log_floor)
+                error = left[:, : basis.values].square().mean(1)
+                weights = 1 / (item_means(error, packed.starts) + log_floor)
+                weight = weights.repeat_interleave(torch.tensor(packed.starts).diff())[rows, None]
+                # The neighbours' part is fitted anew, not on top of the old one: its rank is limited.
+                old = (differences[rows] @ basis.gather.T) @ basis.spread.T
+                _add(sums, moving, inputs[rows], left[rows, : basis.values] + old, weight)
     for moving, basis in ((False, path.still), (True, path.moving)):
         if moving in sums:
             _solve(basis, sums[moving])
 
 
-def _add(
-    sums: dict[bool, _Sums],
-    moving: bool,
-    inputs: Tensor,
-    left: Tensor,
-    rows: Tensor,
-    packed: PackedTokens,
-    log_floor: float,
-) -> None:
-    lengths = torch.tensor(packed.starts).diff()
-    weights = 1 / (item_means(left.square().mean(1), packed.starts) + log_floor)
-    weight = weights.repeat_interleave(lengths)[rows, None]
-    x, y = inputs[rows], left[rows]
+def decoder_input(net: ATokenNet, packed: PackedTokens) -> Tensor:
+    """The latents that serving would decode, [N, L]: posterior means, or quantised values."""
+    if net.digits is not None and net.linear_path is not None and not net.proj.weight.any():
+        # Without a correction by the encoder its blocks have no say in the codes, and need not run.
+        mean = net.linear_path.encode(packed.feats, packed.moving)
+    else:
+        mean, _ = net.posterior(net.encode(packed), packed)
+    return net.quantize(mean, packed.moving) if net.config.bottleneck == "fsq" else mean
+
+
+def _add(sums: dict[bool, _Sums], moving: bool, x: Tensor, y: Tensor, weight: Tensor) -> None:
     if moving not in sums:
         nx, ny = x.shape[1], y.shape[1]
         sums[moving] = _Sums(
@@ -96,7 +99,9 @@ def _solve(basis: Basis, sums: _Sums) -> None:
     from_own = torch.linalg.solve(gram[:own, :own], gram[:own, own:])  # [L, 8 L]
     added = gram[own:, own:] - gram[own:, :own] @ from_own
     full = best[own:]  # [8 L, V]
-    spread = torch.linalg.eigh(full.T @ added @ full).eigenvectors[:, -NEIGHBOUR_RANK:]  # [V, R]
+    explained = torch.linalg.cholesky(added).T @ full  # [8 L, V]
+    left = torch.linalg.eigh(explained @ explained.T).eigenvectors[:, -NEIGHBOUR_RANK:]
+    spread = torch.linalg.qr(explained.T @ left).Q  # [V, R], the strongest right singular vectors
     gather = spread.T @ full.T  # [R, 8 L]
     reduced = gather.T @ spread.T
     own_part = best[:own] + from_own @ (full - reduced)
