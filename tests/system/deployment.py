@@ -35,6 +35,10 @@ def wait_for(check: Callable[[], Any], what: str, timeout_s: float = 30.0) -> An
     raise AssertionError(f"not within {timeout_s:.0f} s: {what}")
 
 
+def _mind_hangups() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 class Atoken:
     """One `atoken` process in a process group of its own, as in a terminal, with what it writes.
 
@@ -53,6 +57,8 @@ class Atoken:
                 stderr=err,
                 cwd=ROOT,
                 start_new_session=True,
+                # Whoever started the tests under nohup ignores SIGHUP, and that is inherited; a terminal does not.
+                preexec_fn=_mind_hangups,
             )
         self.process = psutil.Process(self.popen.pid)
 

@@ -111,8 +111,17 @@ def test_a_dead_redis_ends_everything_with_its_reason(folder: Path) -> None:
         assert alive == []
 
 
-def test_a_model_that_does_not_exist_ends_everything_with_its_reason(folder: Path) -> None:
-    with Atoken(folder, "serve", "serve", "--port", "0", "--model", "no-such-model") as atoken:
+def test_a_model_that_cannot_be_loaded_ends_everything_with_its_reason(folder: Path) -> None:
+    weights = folder / "broken.safetensors"
+    weights.write_bytes(b"no weights at all")
+    with Atoken(folder, "serve", "serve", "--port", "0", "--model", str(weights)) as atoken:
         assert atoken.popen.wait(90) == 1
-        assert "no-such-model" in atoken.events("worker_cannot_start")[0]["detail"]
+        assert "broken.safetensors" in atoken.events("worker_cannot_start")[0]["detail"]
         assert "the worker cannot start" in atoken.err.read_text().splitlines()[-1]
+
+
+def test_a_model_that_is_not_there_is_refused_before_anything_starts(folder: Path) -> None:
+    with Atoken(folder, "serve", "serve", "--port", "0", "--model", "no-such-model") as atoken:
+        assert atoken.popen.wait(60) == 2
+        assert "'no-such-model' is not there" in atoken.err.read_text()
+        assert atoken.out.read_text() == ""
