@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from model.config import StackConfig
 from model.kernels import packed_attention
+from model.linear import Linear
 from model.norms import HeadNorm, make_norm
 from model.rope import rotate
 
@@ -23,8 +24,8 @@ class Attention(nn.Module):
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
         self.heads = config.heads
-        self.to_qkv = nn.Linear(config.width, 3 * config.width, bias=config.bias)
-        self.to_out = nn.Linear(config.width, config.width, bias=config.bias)
+        self.to_qkv = Linear(config.width, 3 * config.width, bias=config.bias)
+        self.to_out = Linear(config.width, config.width, bias=config.bias)
         self.q_rms_norm = HeadNorm(config.heads, config.head_width) if config.qk_norm else None
         self.k_rms_norm = HeadNorm(config.heads, config.head_width) if config.qk_norm else None
 
@@ -49,14 +50,19 @@ class MLP(nn.Module):
         super().__init__()
         # The published names are mlp.mlp.0 and mlp.mlp.2.
         self.mlp = nn.Sequential(
-            nn.Linear(width, hidden, bias=bias), nn.GELU(approximate="tanh"), nn.Linear(hidden, width, bias=bias)
+            Linear(width, hidden, bias=bias), nn.GELU(approximate="tanh"), Linear(hidden, width, bias=bias)
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """Every row on its own; in pieces where no gradient is wanted."""
         if torch.is_grad_enabled() or len(x) <= MLP_ROWS or x.is_cuda:
-            return self.mlp(x)
-        return torch.cat([self.mlp(rows) for rows in x.split(MLP_ROWS)])
+            return self._rows(x)
+        return torch.cat([self._rows(rows) for rows in x.split(MLP_ROWS)])
+
+    def _rows(self, x: Tensor) -> Tensor:
+        up, down = self.mlp[0], self.mlp[2]
+        assert isinstance(up, Linear)
+        return down(up.forward_gelu(x))
 
 
 class Block(nn.Module):

@@ -11,6 +11,7 @@ from model.blocks import Block
 from model.config import ModelConfig
 from model.errors import RangeError
 from model.kernels import packed_attention
+from model.linear import Linear
 from model.norms import make_norm
 from model.packed import PackedTokens
 from model.positions import PositionTable
@@ -26,10 +27,10 @@ class Decoder(nn.Module):
         self.head_width = stack.head_width
         self.window = config.window
         self.pos_embedder = PositionTable(stack.width)
-        self.input_layer = nn.Linear(config.latent_channels, stack.width, bias=stack.bias)
+        self.input_layer = Linear(config.latent_channels, stack.width, bias=stack.bias)
         self.blocks = nn.ModuleList(Block(stack) for _ in range(stack.blocks))
         self.out_norm = make_norm(stack)
-        self.out_layer = nn.Linear(stack.width, config.patch_values, bias=stack.bias)
+        self.out_layer = Linear(stack.width, config.patch_values, bias=stack.bias)
 
     def forward(self, packed: PackedTokens) -> Tensor:
         """Patches of every token. packed.feats: latents or FSQ values [N, L]. Returns [N, P], about -1..1, no clamp."""

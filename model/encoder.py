@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from model.blocks import Block
 from model.config import ModelConfig
+from model.linear import Linear
 from model.norms import make_norm
 from model.packed import PackedTokens
 from model.pooling import PoolingHead
@@ -21,7 +22,7 @@ class Encoder(nn.Module):
         stack = config.encoder
         self.head_width = stack.head_width
         self.pos_embedder = PositionTable(stack.width)
-        self.input_layer = nn.Linear(config.patch_values, stack.width, bias=stack.bias)
+        self.input_layer = Linear(config.patch_values, stack.width, bias=stack.bias)
         self.blocks = nn.ModuleList(Block(stack) for _ in range(stack.blocks))
         self.post_layernorm = make_norm(stack)
         self.head = PoolingHead(stack)

@@ -9,6 +9,7 @@ from model import fsq, gaussian
 from model.config import ModelConfig
 from model.decoder import Decoder
 from model.encoder import Encoder
+from model.linear import Linear
 from model.linear_path import Digits, LinearPath
 from model.packed import PackedTokens
 
@@ -20,7 +21,7 @@ class ATokenNet(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
-        self.proj = nn.Linear(config.encoder.width, 2 * config.latent_channels, bias=False)
+        self.proj = Linear(config.encoder.width, 2 * config.latent_channels, bias=False)
         self.decoder = Decoder(config)
         self.linear_path = LinearPath(config) if config.linear_path else None
         self.digits = Digits(config) if config.digits else None

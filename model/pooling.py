@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from model.blocks import MLP
 from model.config import StackConfig
+from model.linear import Linear
 from model.norms import LayerNorm
 
 
@@ -28,9 +29,9 @@ class PoolState:
 class _PoolAttention(nn.Module):
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
-        self.to_q = nn.Linear(config.width, config.width, bias=config.bias)
-        self.to_kv = nn.Linear(config.width, 2 * config.width, bias=config.bias)
-        self.to_out = nn.Linear(config.width, config.width, bias=config.bias)
+        self.to_q = Linear(config.width, config.width, bias=config.bias)
+        self.to_kv = Linear(config.width, 2 * config.width, bias=config.bias)
+        self.to_out = Linear(config.width, config.width, bias=config.bias)
 
 
 class PoolingHead(nn.Module):

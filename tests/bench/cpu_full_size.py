@@ -2,9 +2,10 @@
 
     python -m tests.bench.cpu_full_size [--threads 1] [--repeats 3]
 
-Random weights, float32. "Products" are the network's own linear layers (input, blocks, output; no pooling head) on
-matrices of the same shape; share = products / (encode + decode). Times are CPU seconds of the process with one
-thread (robust when others use the machine), wall seconds with more. Prints a Markdown table.
+Random weights, float32. "Products" are the network's own linear layers (input, blocks, output; no pooling head; the
+fastest product at hand, model/linear.py) on matrices of the same shape; share = products / (encode + decode).
+"torch's" are the same layers as plain F.linear. Times are CPU seconds of the process with one thread (robust when
+others use the machine), wall seconds with more. Prints a Markdown table.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from media.types import Image, Item, Video
@@ -38,8 +40,8 @@ def main() -> None:
     tokenizer = Tokenizer(_random_network(), name="full", revision="0" * 64)
     loaded = _peak()
     print(f"torch {torch.__version__}, {args.threads} thread(s), {args.repeats} repeats; loaded: {loaded:.2f} GiB")
-    print("| input | tokens | encode s | decode s | products s | GFLOP/s | share | peak GiB |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| input | tokens | encode s | decode s | products s | torch's s | GFLOP/s | share | peak GiB |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for name, items in _workloads().items():
         print(_row(tokenizer, name, items, args.repeats, clock), flush=True)
 
@@ -47,15 +49,18 @@ def main() -> None:
 def _row(tokenizer: Tokenizer, name: str, items: list[Item], repeats: int, clock: Callable[[], float]) -> str:
     tokens = tokenizer.encode(items, {"latents", "embedding"})
     n = sum(len(item) for item in tokens)
-    times: dict[str, list[float]] = {"encode": [], "decode": [], "products": []}
+    times: dict[str, list[float]] = {"encode": [], "decode": [], "products": [], "torch": []}
     for _ in range(repeats):  # in turns: the machine's speed drifts
         times["products"].append(_timed(clock, lambda: _products(tokenizer.net, n)))
+        times["torch"].append(_timed(clock, lambda: _products(tokenizer.net, n, call=_plain)))
         times["encode"].append(_timed(clock, lambda: tokenizer.encode(items, {"latents", "embedding"})))
         times["decode"].append(_timed(clock, lambda: tokenizer.decode(tokens)))
     shares = [p / (e + d) for p, e, d in zip(times["products"], times["encode"], times["decode"], strict=True)]
-    encode, decode, products = (statistics.median(times[key]) for key in ("encode", "decode", "products"))
+    encode, decode, products, plain = (
+        statistics.median(times[key]) for key in ("encode", "decode", "products", "torch")
+    )
     rate = 2 * n * _linear_weights(tokenizer.net) / products / 1e9
-    figures = f"{encode:.2f} | {decode:.2f} | {products:.2f} | {rate:.0f}"
+    figures = f"{encode:.2f} | {decode:.2f} | {products:.2f} | {plain:.2f} | {rate:.0f}"
     return f"| {name} | {n} | {figures} | {statistics.median(shares):.2f} | {_peak():.2f} |"
 
 
@@ -95,13 +100,19 @@ def _linear_weights(net: ATokenNet) -> int:
 
 
 @torch.inference_mode()
-def _products(net: ATokenNet, tokens: int) -> None:
+def _products(
+    net: ATokenNet, tokens: int, call: Callable[[nn.Linear, torch.Tensor], object] = nn.Linear.__call__
+) -> None:
     inputs: dict[int, torch.Tensor] = {}
     for linear in _linears(net):
         width = linear.in_features
         if width not in inputs:
             inputs[width] = torch.rand(tokens, width)
-        linear(inputs[width])
+        call(linear, inputs[width])
+
+
+def _plain(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    return F.linear(x, linear.weight, linear.bias)
 
 
 def _timed(clock: Callable[[], float], call: Callable[[], object]) -> float:
