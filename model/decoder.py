@@ -32,13 +32,17 @@ class Decoder(nn.Module):
         self.out_norm = make_norm(stack)
         self.out_layer = Linear(stack.width, config.patch_values, bias=stack.bias)
 
-    def forward(self, packed: PackedTokens) -> Tensor:
-        """Patches of every token. packed.feats: latents or FSQ values [N, L]. Returns [N, P], about -1..1, no clamp."""
+    def forward(self, packed: PackedTokens, values: int | None = None) -> Tensor:
+        """Patches of every token. packed.feats: latents or FSQ values [N, L].
+
+        values: how many of a patch's P values are wanted, from the first on; default all. Returns [N, values], about
+        -1..1, no clamp.
+        """
         h = self._embed(packed)
         rotary = rotary_table(packed.coords, self.head_width)
         for block in self.blocks:
             h = block(h, rotary, packed.starts)
-        return self._output(h)
+        return self._output(h, values)
 
     def forward_cached(self, latents: Tensor, coords: Tensor, *, stride: int, cache: int) -> Tensor:
         """Decode one item window after window; each sees the last frames of the one before through its keys.
@@ -64,16 +68,15 @@ class Decoder(nn.Module):
             h = self._embed(packed)
             for index, block in enumerate(self.blocks):
                 h, past[index] = self._block_cached(block, h, local, past[index], cache)
-            patches.append(self._output(h))
+            patches.append(self._output(h, None))
         return torch.cat(patches)
 
     def _embed(self, packed: PackedTokens) -> Tensor:
         h: Tensor = self.input_layer(packed.feats.to(self.input_layer.weight.dtype))
         return h + self.pos_embedder(packed.coords, packed.starts, packed.extents)
 
-    def _output(self, h: Tensor) -> Tensor:
-        patches: Tensor = self.out_layer(self.out_norm(h))
-        return patches
+    def _output(self, h: Tensor, values: int | None) -> Tensor:
+        return self.out_layer.forward_leading(self.out_norm(h), values or self.out_layer.out_features)
 
     def _block_cached(
         self, block: nn.Module, h: Tensor, coords: Tensor, past: _Past, cache: int

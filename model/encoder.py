@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from model.blocks import Block
 from model.config import ModelConfig
-from model.linear import Linear
+from model.linear import InputLinear
 from model.norms import make_norm
 from model.packed import PackedTokens
 from model.pooling import PoolingHead
@@ -22,13 +22,13 @@ class Encoder(nn.Module):
         stack = config.encoder
         self.head_width = stack.head_width
         self.pos_embedder = PositionTable(stack.width)
-        self.input_layer = Linear(config.patch_values, stack.width, bias=stack.bias)
+        self.input_layer = InputLinear(config.patch_values, stack.width, bias=stack.bias)
         self.blocks = nn.ModuleList(Block(stack) for _ in range(stack.blocks))
         self.post_layernorm = make_norm(stack)
         self.head = PoolingHead(stack)
 
     def forward(self, packed: PackedTokens) -> Tensor:
-        """Features of every token. packed.feats: patches [N, P] in -1..1. Returns [N, C]."""
+        """Features of every token. packed.feats: patches [N, P or less] in -1..1, the rest 0. Returns [N, C]."""
         h = self.input_layer(packed.feats.to(self.input_layer.weight.dtype))
         h = h + self.pos_embedder(packed.coords, packed.starts, packed.extents)
         rotary = rotary_table(packed.coords, self.head_width)

@@ -57,14 +57,14 @@ class LinearPath(nn.Module):
 
         return self._by_kind(part, moving)
 
-    def decode(self, latents: Tensor, packed: PackedTokens) -> Tensor:
-        """Patches of each latent; values that the basis does not know are 0. latents: [N, L]. Returns [N, P]."""
+    def decode(self, latents: Tensor, packed: PackedTokens, values: int) -> Tensor:
+        """The first `values` values of each patch; those that the basis does not know are 0. latents: [N, L]."""
         differences = neighbour_differences(latents, packed)
 
         def part(basis: Basis, rows: Tensor | slice) -> Tensor:
-            own = F.linear(latents[rows], basis.synthesis, basis.bias)
-            both = torch.addmm(own, differences[rows] @ basis.gather.T, basis.spread.T)
-            return F.pad(both, (0, self.moving.values - basis.values))
+            own = F.linear(latents[rows], basis.synthesis[:values], basis.bias[:values])
+            both = torch.addmm(own, differences[rows] @ basis.gather.T, basis.spread[:values].T)
+            return F.pad(both, (0, values - both.shape[1]))
 
         return self._by_kind(part, packed.moving)
 

@@ -27,7 +27,7 @@ class ATokenNet(nn.Module):
         self.digits = Digits(config) if config.digits else None
 
     def encode(self, packed: PackedTokens) -> Tensor:
-        """Patches to features [N, C]. packed.feats: [N, P] in -1..1."""
+        """Patches to features [N, C]. packed.feats: [N, P] in -1..1, or the first columns if the others are 0."""
         features: Tensor = self.encoder(packed)
         return features
 
@@ -42,11 +42,15 @@ class ATokenNet(nn.Module):
         """FSQ values of the mean, float32 [N, L] of -1, -0.5, 0, 0.5. moving: bool [N]."""
         return fsq.quantize(mean if self.digits is None else self.digits(mean, moving))
 
-    def decode(self, packed: PackedTokens) -> Tensor:
-        """Latents (or FSQ values) to patches [N, P], about -1..1, no clamp. packed.feats: [N, L]."""
-        patches: Tensor = self.decoder(packed)
+    def decode(self, packed: PackedTokens, values: int | None = None) -> Tensor:
+        """Latents (or FSQ values) to patches [N, values], about -1..1, no clamp. packed.feats: [N, L].
+
+        values: how many of a patch's P values are wanted, from the first on (an image has one frame); default all.
+        """
+        values = values or self.config.patch_values
+        patches: Tensor = self.decoder(packed, values)
         if self.linear_path is not None:
-            patches = patches + self.linear_path.decode(packed.feats.to(patches.dtype), packed)
+            patches = patches + self.linear_path.decode(packed.feats.to(patches.dtype), packed, values)
         return patches
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model.errors import RangeError, ShapeError
@@ -90,8 +91,9 @@ def pack(
     """Lay windows end to end.
 
     feats[i] [len, C] and coords[i] int [len, 4] (t of the item) belong to spans[i]; moving[i] says whether its item
-    is a clip. Everything is on one device.
+    is a clip. Rows that end early are filled with 0 up to the longest. Everything is on one device.
     """
+    width = max(rows.shape[1] for rows in feats)
     local = torch.cat(list(coords)).int()
     local[:, 0] %= window
     lengths = [len(span) for span in spans]
@@ -99,7 +101,7 @@ def pack(
     for length in lengths:
         starts.append(starts[-1] + length)
     return PackedTokens(
-        feats=torch.cat(list(feats)),
+        feats=torch.cat([F.pad(rows, (0, width - rows.shape[1])) for rows in feats]),
         coords=local,
         starts=tuple(starts),
         extents=tuple((span.rows, span.columns) for span in spans),

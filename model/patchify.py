@@ -69,9 +69,16 @@ def patchify(
     row, column, channel), channel fastest. An image fills the first frame of its patches, the others are mid grey
     (0), as the network was trained. Source: facts 2; conformance/pixels.
     """
+    rows = leading_patches(item, layout, config, t=t, device=device)
+    return torch.nn.functional.pad(rows, (0, config.patch_values - rows.shape[1]))
+
+
+def leading_patches(
+    item: Item, layout: Layout, config: ModelConfig, *, t: slice | None = None, device: torch.device | str = "cpu"
+) -> Tensor:
+    """The same without the values that are 0 in every patch: an image or voxel set has a quarter of them."""
     if isinstance(item, Voxels):
-        feats = torch.from_numpy(np.array(item.feats, np.float32)).to(device)
-        return torch.nn.functional.pad(2 * feats - 1, (0, config.patch_values - config.frame_values))
+        return 2 * torch.from_numpy(np.array(item.feats, np.float32)).to(device) - 1
     pt, ph, pw = config.patch
     first, last, _ = (t or slice(None)).indices(layout.grid[0])
     frames = _frames(item)
@@ -87,7 +94,7 @@ def patchify(
     # [t, dt, h, dy, w, dx, 3] to [t, h, w, dt, dy, dx, 3], while the values are still bytes.
     tiles = pixels.reshape(len(pixels) // depth, depth, h, ph, w, pw, 3).transpose(0, 2, 4, 1, 3, 5, 6)
     rows = torch.from_numpy(np.array(tiles, order="C").reshape((last - first) * h * w, depth * ph * pw * 3)).to(device)
-    return torch.nn.functional.pad(rows.float().div_(127.5).sub_(1), (0, config.patch_values - rows.shape[1]))
+    return rows.float().div_(127.5).sub_(1)
 
 
 def coords_of(item: Item, layout: Layout) -> Int32Array:
@@ -105,9 +112,13 @@ def raster_coords(grid: tuple[int, int, int], first_t: int = 0) -> Int32Array:
 
 
 def unpatchify(patches: Tensor, grid: tuple[int, int, int], config: ModelConfig) -> Tensor:
-    """Inverse of patchify for a full grid. patches: [t h w, P]. Returns [T, H, W, 3] of the padded size."""
+    """Inverse of patchify for a full grid. patches: [t h w, P], or the leading values of whole frames.
+
+    Returns [T, H, W, 3] of the padded size.
+    """
     t, h, w = grid
-    pt, ph, pw = config.patch
+    _, ph, pw = config.patch
+    pt = patches.shape[1] // config.frame_values
     tiles = patches.reshape(t, h, w, pt, ph, pw, 3).permute(0, 3, 1, 4, 2, 5, 6)
     return tiles.reshape(t * pt, h * ph, w * pw, 3)
 

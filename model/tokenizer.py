@@ -22,7 +22,7 @@ from model.config import VARIANTS, WINDOW_FRAMES, ModelConfig
 from model.errors import RangeError, ShapeError, UnsupportedError, WeightsError
 from model.network import ATokenNet
 from model.packed import PackedTokens, Span, chunk_spans, pack, plan_windows
-from model.patchify import coords_of, layout_of, patchify, pixel_layout, raster_coords, to_uint8, unpatchify
+from model.patchify import coords_of, layout_of, leading_patches, pixel_layout, raster_coords, to_uint8, unpatchify
 from model.pooling import PoolState
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -143,7 +143,7 @@ class Tokenizer:
                 work = works[span.item]
                 first, last = work.coords[span.start, 0], work.coords[span.stop - 1, 0] + 1
                 t = slice(int(first), int(last))
-                patches.append(patchify(items[span.item], work.layout, self.config, t=t, device=self.device))
+                patches.append(leading_patches(items[span.item], work.layout, self.config, t=t, device=self.device))
             self._encode_pass(works, chunk, patches)
         return [self._finish(work) for work in works]
 
@@ -180,7 +180,7 @@ class Tokenizer:
             if any(frame.shape != tile[0].shape for frame in tile) or tile[0].shape != (height, width, 3):
                 raise ShapeError(f"frames of different sizes; the first is {height} x {width}, wanted all alike")
             layout = pixel_layout(len(tile), height, width, self.config, kind="video")
-            patches = patchify(Video(frames=np.stack(tile)), layout, self.config, device=self.device)
+            patches = leading_patches(Video(frames=np.stack(tile)), layout, self.config, device=self.device)
             coords = raster_coords(layout.grid, total // self.config.patch[0])
             work.add_coords(coords)
             span = Span(
@@ -286,7 +286,7 @@ class Tokenizer:
     def _decode_pass(
         self, tokens: Sequence[Tokens], values: Sequence[Tensor], spans: Sequence[Span]
     ) -> tuple[Tensor, ...]:
-        """One pass of the decoder over whole windows; patches [len, P] of each."""
+        """One pass of the decoder over whole windows; patches [len, P] of each, without a still's other frames."""
         coords = [
             torch.from_numpy(np.array(tokens[span.item].coords[span.start : span.stop], np.int32)).to(self.device)
             for span in spans
@@ -294,7 +294,8 @@ class Tokenizer:
         feats = [values[span.item][span.start : span.stop].to(self.device) for span in spans]
         moving = [tokens[span.item].layout.kind == "video" for span in spans]
         packed: PackedTokens = pack(spans, feats, coords, moving, self.config.window)
-        return self.net.decode(packed).split([len(span) for span in spans])
+        count = self.config.patch_values if any(moving) else self.config.frame_values
+        return self.net.decode(packed, count).split([len(span) for span in spans])
 
     def _frames(self, patches: Tensor, span: Span, layout: Layout, first: int) -> UInt8Array:
         """Pixels of one window, cut to the item's size. first: its first frame in the item."""
