@@ -91,16 +91,17 @@ def _from_base64(found: dict[str, object], what: str, limits: Limits) -> npt.NDA
     if not isinstance(text, str):
         _refuse(f"{what} has no data; it must be base64 text")
     needed = math.prod(shape) * DTYPES[name].itemsize
+    padded = 4 * ((needed + 2) // 3)
     # The length first: no memory for data that cannot be right.
-    if len(text) != 4 * ((needed + 2) // 3):
+    if len(text) not in (padded, padded - (-needed % 3)):
         _refuse(
             f"{what} has {len(text)} characters of data; dtype and shape need {needed} bytes, "
-            f"in base64 {4 * ((needed + 2) // 3)} characters"
+            f"in base64 {padded} characters"
         )
     try:
-        data = binascii.a2b_base64(text, strict_mode=True) if text else b""
+        data = binascii.a2b_base64(text + "=" * (padded - len(text)), strict_mode=True) if text else b""
     except ValueError:
-        _refuse(f"{what} has data that is no base64 (standard alphabet, padded, no line breaks)")
+        _refuse(f"{what} has data that is no base64 (standard alphabet, no line breaks)")
     if len(data) != needed:
         _refuse(f"{what} has {len(data)} bytes of data, dtype and shape need {needed}")
     return np.frombuffer(data, dtype=DTYPES[name]).reshape(shape)

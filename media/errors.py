@@ -21,7 +21,6 @@ STATUS: dict[str, int] = {
     "image_too_small": 422,
     "video_too_long": 422,
     "too_many_frames": 422,
-    "mesh_too_large": 422,
     "corrupt_media": 422,
     "decode_limit": 422,
     "invalid_token_file": 422,

@@ -46,7 +46,7 @@ class Limits:
     """Address space of a decoder process on top of what its libraries take."""
     child_open_files: int = 64
     """Open files of a decoder process."""
-    child_max_tasks: int = 200
+    child_max_tasks: int = 2000
     """Tasks after which a decoder process is replaced."""
 
     def __post_init__(self) -> None:

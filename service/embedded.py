@@ -1,6 +1,7 @@
 """`atoken serve`: the API in this process, and on one machine a worker process and a private Redis beside it.
 
 One Ctrl-C or SIGTERM stops everything, in order: the API answers what is in flight, the worker leaves, Redis ends.
+A second Ctrl-C ends everything at once.
 A worker that dies is started again, up to RESTARTS times in RESTART_WINDOW_S; its jobs are run by the next one. A
 worker that cannot start, or a Redis that dies, ends the rest with its reason and exit status 1.
 """
@@ -13,27 +14,26 @@ import signal
 import socket
 import sys
 import time
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NoReturn
 
 import structlog
 from fastapi import FastAPI
 
+from service import event_loop
 from service.api.app import create_app
+from service.api.core import Service
 from service.api.server import Server
 from service.queue.jobs import QueueUnavailable
 from service.queue.server import PrivateRedis
 from service.settings import Settings
 from service.telemetry import configure_logging, package_version
+from service.worker_process import WorkerProcess
 
-RESTARTS, RESTART_WINDOW_S = 3, 600.0
-WORKER_STOP_S = 60.0
-"""Time for a worker's batch in hand; then it is killed."""
-EXIT_START = 78
-"""The worker's status for "starting again will not help"; defined in service.worker.main, which needs torch."""
+MEDIA_END_S = 2.0
+"""Time for the decoder children to be gone when everything ends at once; they also die with this process."""
+EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 log = structlog.get_logger(__name__)
 
@@ -45,16 +45,15 @@ class StartError(Exception):
 def serve(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; return the exit status. Call it from the main thread.
 
-    With settings.redis_url it is the API alone; else a private Redis and a worker are started beside it.
+    With settings.redis_url it is the API alone; else a private Redis and a worker are started beside it. A second
+    SIGINT kills them and ends this process with status 130.
     Raises StartError when the address cannot be bound, ServerError when there is no Redis to start.
     """
     with _bound(settings) as listener:
         configure_logging(settings.log_level)
-        signal.signal(signal.SIGTERM, _exit_now)  # until the server runs, and again after it has ended
-        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
-            signal.signal(signal.SIGHUP, lambda number, frame: signal.raise_signal(signal.SIGTERM))
+        signals = _Signals()
         if settings.redis_url is not None:
-            return asyncio.run(_run(settings, listener, None))
+            return event_loop.run(_run(settings, listener, None, signals))
         with PrivateRedis() as redis:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             complete = settings.model_copy(
@@ -62,14 +61,115 @@ def serve(settings: Settings) -> int:
                 # better than two threads for one client (p50 36 against 47 ms) and for 16 (35 against 25 a second).
                 update={"redis_url": redis.url, "threads": settings.threads or max(1, cores - 1)}
             )
-            return asyncio.run(_run(complete, listener, redis))
+            return event_loop.run(_run(complete, listener, redis, signals))
 
 
-async def _run(settings: Settings, listener: socket.socket, redis: PrivateRedis | None) -> int:
+class _Signals:
+    """SIGINT, SIGTERM and a terminal's SIGHUP, from the first child to the end of the last.
+
+    While the event loop runs they go to a function in it. Before, the first one raises SystemExit, which closes what
+    was started. After, they have nothing left to hurry.
+    """
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._receive: Callable[[int], None] | None = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+            signal.signal(signal.SIGHUP, self._on_signal)
+
+    @contextmanager
+    def sent_to(self, receive: Callable[[int], None]) -> Iterator[None]:
+        """Call `receive` with the number of each signal, in the running event loop."""
+        self._loop, self._receive = asyncio.get_running_loop(), receive
+        try:
+            yield
+        finally:
+            self._receive = None
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._loop is None:
+            for each in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(each, signal.SIG_IGN)  # what is being closed now shall be closed
+            raise SystemExit(128 + number)
+        if self._receive is not None:
+            self._loop.call_soon_threadsafe(self._receive, number)
+
+
+class _Api(Server):
+    """The API's server; signals reach it through us, since they are for its neighbours too."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class _Stop:
+    """What a signal does: the first stops everything in order, a second Ctrl-C at once."""
+
+    def __init__(
+        self, settings: Settings, app: FastAPI, server: Server, worker: WorkerProcess | None, redis: PrivateRedis | None
+    ) -> None:
+        self._settings, self._app, self._server, self._worker, self._redis = settings, app, server, worker, redis
+        self._is_asked = False
+        self._end: asyncio.Task[None] | None = None
+
+    def receive(self, number: int) -> None:
+        """Take a signal."""
+        if self._is_asked and number == signal.SIGINT:
+            self._end = self._end or asyncio.create_task(self._end_at_once())
+            return
+        self._is_asked = True
+        self._server.handle_exit(number, None)
+        service = _service_of(self._app)
+        waiting = service.telemetry.registry.get_sample_value("atoken_http_in_flight") if service else None
+        if waiting:
+            print(
+                f"Stopping: {waiting:.0f} request{'s' if waiting > 1 else ''} in flight, waiting at most "
+                f"{self._settings.drain_s + self._settings.shutdown_s:g} s for their answers (then 503). "
+                f"Ctrl-C again ends at once.",
+                flush=True,
+            )
+
+    async def _end_at_once(self) -> None:
+        service = _service_of(self._app)
+        if service is not None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(service.media.aclose(), MEDIA_END_S)
+        # No await from here on: nothing else may run and complain of what is missing.
+        if self._worker is not None:
+            self._worker.kill()
+        if self._redis is not None:
+            self._redis.process.kill()
+            self._redis.close()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(EXIT_INTERRUPTED)
+
+
+async def _run(settings: Settings, listener: socket.socket, redis: PrivateRedis | None, signals: _Signals) -> int:
     log.info("settings", **settings.printable())
     app = create_app(settings)
-    server = Server(app, settings)
-    worker = _WorkerProcess(settings) if redis is not None else None
+    server = _Api(app, settings)
+    worker = WorkerProcess(settings) if redis is not None else None
+    with signals.sent_to(_Stop(settings, app, server, worker, redis).receive):
+        reason = await _serve(settings, listener, app, server, worker, redis)
+    print(
+        f"AToken Serve stopped{f': {reason}' if reason else ''}.", file=sys.stderr if reason else sys.stdout, flush=True
+    )
+    return 1 if reason else 0
+
+
+async def _serve(
+    settings: Settings,
+    listener: socket.socket,
+    app: FastAPI,
+    server: Server,
+    worker: WorkerProcess | None,
+    redis: PrivateRedis | None,
+) -> str | None:
+    """Serve until the end; return the reason if it is not that somebody asked for it."""
     url = _print_welcome(settings, listener, is_alone=redis is None)
     api = asyncio.create_task(server.serve(sockets=[listener]))
     announcing = asyncio.create_task(_announce_ready(app, url))
@@ -82,7 +182,7 @@ async def _run(settings: Settings, listener: socket.socket, redis: PrivateRedis 
         if api not in done:
             reason = next(guard.result() for guard in guards if guard.done())
             log.error("stopping", reason=reason)
-            service = getattr(app.state, "service", None)
+            service = _service_of(app)
             if service is not None:  # requests in flight can have no answer any more
                 service.draining = True
                 service.stopping.set()
@@ -96,60 +196,7 @@ async def _run(settings: Settings, listener: socket.socket, redis: PrivateRedis 
             await worker.stop()
     if reason is None and not server.started:
         reason = "the API did not start; its log has the reason"
-    print(
-        f"AToken Serve stopped{f': {reason}' if reason else ''}.", file=sys.stderr if reason else sys.stdout, flush=True
-    )
-    return 1 if reason else 0
-
-
-class _WorkerProcess:
-    """The worker as a child in a session of its own: the terminal's Ctrl-C is for us, and we end it in order."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._environment = os.environ | {
-            "ATOKEN_REDIS_URL": settings.redis_url or "",  # not as an argument: process lists show those
-            "ATOKEN_MODELS": ",".join(settings.models),
-            "ATOKEN_DEFAULT_MODEL": settings.default_model,
-            "ATOKEN_DEVICE": settings.device,
-            "ATOKEN_DTYPE": settings.dtype,
-            "ATOKEN_THREADS": str(settings.threads),
-            "ATOKEN_LOG_LEVEL": settings.log_level,
-        }
-        self._process: asyncio.subprocess.Process | None = None
-        self._starts: deque[float] = deque(maxlen=RESTARTS + 1)
-
-    async def keep_alive(self) -> str:
-        """Run the worker, again when it dies; return why it is given up."""
-        while True:
-            self._starts.append(time.monotonic())
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *("-m", "service.worker.main", "--parent", str(os.getpid())),
-                env=self._environment,
-                stdin=asyncio.subprocess.DEVNULL,
-                start_new_session=True,
-            )
-            status = await self._process.wait()
-            how = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
-            if status == EXIT_START:
-                return "the worker cannot start; its last message says why"
-            if len(self._starts) == self._starts.maxlen and time.monotonic() - self._starts[0] < RESTART_WINDOW_S:
-                return f"the worker ended with {how}, for the {len(self._starts)}th time in {RESTART_WINDOW_S:.0f} s"
-            log.error("worker_died", how=how, detail="starting it again; its jobs are not lost")
-
-    async def stop(self) -> None:
-        """End the worker in order, or by force when that takes too long."""
-        process = self._process
-        if process is None or process.returncode is not None:
-            return
-        process.terminate()
-        try:
-            await asyncio.wait_for(process.wait(), WORKER_STOP_S)
-        except BaseException as error:
-            process.kill()
-            await process.wait()
-            if not isinstance(error, TimeoutError):
-                raise
+    return reason
 
 
 async def _until_dead(redis: PrivateRedis) -> str:
@@ -199,7 +246,7 @@ def _print_welcome(settings: Settings, listener: socket.socket, *, is_alone: boo
 async def _announce_ready(app: FastAPI, url: str) -> None:
     begin = time.monotonic()
     while True:
-        service = getattr(app.state, "service", None)
+        service = _service_of(app)
         with suppress(QueueUnavailable):
             if service is not None and (cards := await service.queue.models()):
                 break
@@ -208,5 +255,7 @@ async def _announce_ready(app: FastAPI, url: str) -> None:
     print(f"Ready at {url} after {time.monotonic() - begin:.1f} s: {names}", flush=True)
 
 
-def _exit_now(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)
+def _service_of(app: FastAPI) -> Service | None:
+    """Return the running parts of the API; None until it has started."""
+    found: Service | None = getattr(app.state, "service", None)
+    return found

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from media.errors import MediaError
+from service.queue.estimate import MARGIN
 from service.queue.jobs import Answer, QueueUnavailable, Refused
 
 PROBLEM_JSON = "application/problem+json"
@@ -75,17 +77,24 @@ CODES: Mapping[str, CodeInfo] = {
     "too_many_frames": CodeInfo(
         422, "The clip has too many frames", "Send fewer frames; /v1/limits states the number."
     ),
-    "mesh_too_large": CodeInfo(422, "The mesh is too large", "Send fewer vertices or faces."),
     "corrupt_media": CodeInfo(422, "The file is broken", "The file starts like a known format but cannot be decoded."),
     "decode_limit": CodeInfo(422, "The file takes too much to decode", "Decoding went over its time or memory limit."),
     "invalid_token_file": CodeInfo(
         422, "The tokens are not valid", "The token file or arrays break a rule of the format."
     ),
     "non_finite_input": CodeInfo(422, "A number is not finite", "Tokens and options hold no NaN and no infinity."),
+    "deadline_too_short": CodeInfo(
+        422,
+        "The item takes longer than the request allows",
+        "Even an idle service would not be done in time, at the speed that its workers measured: give more time with "
+        "`Request-Timeout`, or send a shorter clip, a smaller picture or fewer items.",
+    ),
     "queue_full": CodeInfo(429, "The queue is full", "Come back after the seconds of `Retry-After`."),
-    "tenant_quota": CodeInfo(429, "Your share of the queue is full", "Come back after the seconds of `Retry-After`."),
     "would_miss_deadline": CodeInfo(
-        429, "The answer would come too late", "The queue is longer than the deadline of the request."
+        429,
+        "The answer would come too late",
+        "What waits in the queue takes longer than the request allows: come back after the seconds of `Retry-After`, "
+        "or give more time with `Request-Timeout`.",
     ),
     "media_busy": CodeInfo(429, "The decoders are busy", "Come back after the seconds of `Retry-After`."),
     "service_busy": CodeInfo(429, "Too many requests at once", "Come back after the seconds of `Retry-After`."),
@@ -157,6 +166,11 @@ def as_problem(error: BaseException) -> Problem:
         return Problem(code, error.detail, limit=error.limit, actual=error.actual, retry_after=retry)
     if isinstance(error, Refused):
         detail = CODES[error.code].what
+        if error.code == "would_miss_deadline" and error.limit is not None and error.actual is not None:
+            detail = (
+                f"with what waits in the queue it takes about {error.actual:g} s, the request allows {error.limit:g} s "
+                "from now; come back after the seconds of `Retry-After`, or give more time with `Request-Timeout`"
+            )
         return Problem(error.code, detail, limit=error.limit, actual=error.actual, retry_after=error.retry_after)
     if isinstance(error, QueueUnavailable):
         return Problem("queue_unavailable", "the queue does not answer", retry_after=2.0)
@@ -169,6 +183,21 @@ def deadline_exceeded(timeout_s: float, max_timeout_s: float) -> Problem:
     if timeout_s < max_timeout_s:
         advice = f"allow more with the header `Request-Timeout: N` (seconds, at most {max_timeout_s:g}), or send less"
     return Problem("deadline_exceeded", f"there was no answer within {timeout_s:g} s: {advice}", limit=timeout_s)
+
+
+def deadline_too_short(estimate_s: float, timeout_s: float, max_timeout_s: float) -> Problem:
+    """Return the problem of a request that no idle worker could answer in its time; the seconds are as above."""
+    about = float(f"{estimate_s:.3g}")
+    advice = "send a shorter clip, a smaller picture or fewer items"
+    enough = min(math.ceil(MARGIN * estimate_s), math.floor(max_timeout_s))
+    if timeout_s < estimate_s <= enough:
+        advice = f"allow more with the header `Request-Timeout: {enough}` (at most {max_timeout_s:g}), or {advice}"
+    return Problem(
+        "deadline_too_short",
+        f"this takes about {about:g} s on an idle worker, the request allows {timeout_s:g} s: {advice}",
+        limit=timeout_s,
+        actual=about,
+    )
 
 
 def problem_of_answer(answer: Answer, *, timeout_s: float, max_timeout_s: float) -> Problem:

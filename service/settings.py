@@ -79,7 +79,7 @@ class Settings(BaseSettings):
 
     # What the queue may hold.
     queue_tokens: Annotated[int, Field(ge=0)] = 0
-    """0: sixty seconds of the ready workers' measured speed, at least eight batches."""
+    """0: what the ready workers do in sixty seconds at their measured speed, at least eight batches."""
     queue_bytes: Annotated[int, Field(ge=1 * MIB)] = 2048 * MIB
     queue_items: Annotated[int, Field(ge=1)] = 10_000
 
@@ -87,7 +87,7 @@ class Settings(BaseSettings):
     drain_s: Annotated[float, Field(ge=0)] = 0.0
     """After SIGTERM: time in which /health/ready says 503 and all is still served, for a load balancer to notice."""
     shutdown_s: Annotated[int, Field(ge=1)] = 30
-    """After that: time for requests in flight to finish."""
+    """After that: time for requests in flight, or the batch in a worker's hand, to finish."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     media: Limits = Field(default_factory=Limits)
@@ -118,8 +118,12 @@ class Settings(BaseSettings):
         return shown
 
     def public(self) -> dict[str, Any]:
-        """Return the limits that a client can check before it sends; the answer of /v1/limits."""
-        return {name: getattr(self, name) for name in PUBLIC} | {"media": asdict(self.media)}
+        """Return the limits that a client can check before it sends; the answer of /v1/limits.
+
+        queue_tokens is None where it follows the workers' speed.
+        """
+        shown = {name: getattr(self, name) for name in PUBLIC} | {"media": asdict(self.media)}
+        return shown | {"queue_tokens": self.queue_tokens or None}
 
 
 def _mask_password(url: str) -> str:

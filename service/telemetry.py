@@ -14,6 +14,8 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from service.queue.estimate import Load
+
 # Source of names and buckets: serving.md section 5.
 REQUEST_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 STAGE_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -61,11 +63,11 @@ def configure_logging(level: str = "info", stream: Any = None) -> None:
 class QueueCollector(Collector):
     """Gauges of the queue, taken from Redis at scrape time so that they cannot drift from what is there.
 
-    `stats` is set just before a scrape: {pool: {tokens, bytes, items, oldest_s, workers, tokens_per_s}}.
+    `stats` is set just before a scrape: the load by pool.
     """
 
     def __init__(self) -> None:
-        self.stats: Mapping[str, Mapping[str, float]] = {}
+        self.stats: Mapping[str, Load] = {}
 
     def collect(self) -> Iterable[Metric]:
         """Yield the gauges of the last snapshot."""
@@ -74,13 +76,22 @@ class QueueCollector(Collector):
             ("bytes", "atoken_queue_bytes", "Input bytes queued or running"),
             ("items", "atoken_queue_items", "Jobs queued or running"),
             ("oldest_s", "atoken_queue_oldest_age_seconds", "Age of the oldest open job"),
+            ("wait_s", "atoken_queue_wait_seconds", "Time the ready workers need for all of it, at measured speed"),
             ("workers", "atoken_workers_ready", "Live, ready workers"),
-            ("tokens_per_s", "atoken_workers_tokens_per_second", "What the ready workers do together, as measured"),
         ):
             gauge = GaugeMetricFamily(name, text, labels=["pool"])
-            for pool, numbers in self.stats.items():
-                gauge.add_metric([pool], float(numbers[key]))
+            for pool, load in self.stats.items():
+                gauge.add_metric([pool], float(getattr(load, key)))
             yield gauge
+        speed = GaugeMetricFamily(
+            "atoken_workers_tokens_per_second",
+            "What the ready workers do together, as measured; embed counts as encode",
+            labels=["pool", "op"],
+        )
+        for pool, load in self.stats.items():
+            speed.add_metric([pool, "encode"], load.rates.encode)
+            speed.add_metric([pool, "decode"], load.rates.decode)
+        yield speed
 
 
 class Telemetry:

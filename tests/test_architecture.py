@@ -91,7 +91,7 @@ def test_only_settings_read_the_environment() -> None:
         if isinstance(node, ast.Attribute) and node.attr in {"getenv", "environ"}
     }
     # A child process is given an environment, which is not reading a knob: those files hand one on or clear it.
-    assert readers <= {"media/pool.py", "service/embedded.py"}, sorted(readers)
+    assert readers <= {"media/pool.py", "service/worker_process.py"}, sorted(readers)
 
 
 def test_no_import_cycles() -> None:

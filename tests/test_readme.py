@@ -62,12 +62,12 @@ def test_compose_block_gives_what_the_file_requires(block: Block) -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that looks like the repository and may be written to."""
+    """A folder that looks like a fresh clone of the repository and may be written to."""
     folder = tmp_path_factory.mktemp("readme")
     for entry in ROOT.iterdir():
         if entry.name == "examples":  # what commands write beside its files must not land in the repository
             shutil.copytree(entry, folder / entry.name)
-        elif not entry.name.startswith("."):
+        elif not entry.name.startswith(".") and entry.name != "out":
             (folder / entry.name).symlink_to(entry)
     return folder
 

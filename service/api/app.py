@@ -92,7 +92,7 @@ def build_service(settings: Settings, telemetry: Telemetry) -> Service:
         queue=queue,
         media=MediaPool(settings.media, workers),
         models=ModelDirectory(queue, settings),
-        load=QueueLoad(queue, limits),
+        load=QueueLoad(queue, limits, max_timeout_s=settings.max_timeout_s),
         children=asyncio.Semaphore(workers),
     )
 

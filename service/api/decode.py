@@ -27,7 +27,7 @@ from service.api.items import (
     Done,
     Outcome,
     Ticket,
-    admit_tokens,
+    admit,
     check_cost,
     check_kind,
     gather,
@@ -142,13 +142,14 @@ def _tokens_of_body(body: DecodeBody, limits: Limits) -> list[Named]:
     found = []
     for position, item in enumerate(items):
         name = str(position) if item.id is None else item.id
+        field = "data" if body.items is None else f"items.{position}.data"
         try:
             if item.status == "error":
                 raise Problem("invalid_parameter", 'the item has `status` "error": /encode made no tokens of it')
             if item.data is not None:
                 if any(getattr(item, other) is not None for other in ("latents", "codes", "coords", "layout")):
                     raise Problem("invalid_parameter", "`data` is a whole token file; send it or arrays, not both")
-                found += _tokens_of_file(name, decode_base64(item.data, what="`data`")[0], limits)
+                found += _tokens_of_file(name, decode_base64(item.data, what=f"`{field}`")[0], limits)
             else:
                 found.append(Named(id=name, tokens=_tokens_of_arrays(item, body.revision or "", limits)))
         except (Problem, MediaError) as error:
@@ -254,11 +255,7 @@ def _check_output_size(tokens: Tokens, limits: Limits) -> None:
 
 
 async def _decode_all(ticket: Ticket, names: Sequence[str], orders: Sequence[Order | Problem]) -> list[Outcome]:
-    costs: dict[str, int] = {}
-    for order in orders:
-        if isinstance(order, Order):
-            costs[order.card.pool] = costs.get(order.card.pool, 0) + len(order.tokens)
-    await admit_tokens(ticket, costs)
+    await admit(ticket, [(order.card.pool, len(order.tokens)) for order in orders if isinstance(order, Order)])
     if ticket.fail:
         for position, order in enumerate(orders):
             if isinstance(order, Problem):

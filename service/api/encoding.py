@@ -21,6 +21,8 @@ from service.api.schemas import EmbedOptions, EncodeOptions
 from service.api.uploads import Upload
 from service.errors import Problem
 
+PIXELS = "a reconstruction is pixels, which a token file, npy and npz do not hold; leave it out of `outputs` for those"
+
 
 async def answer_media(
     request: Request,
@@ -42,7 +44,10 @@ async def answer_media(
             raise probes[0]
         check_kind(card, probes[0].kind)
     media_type = types.choose(
-        request.headers.get("accept"), offers(outputs, probes), result=f"{', '.join(outputs)} of {_count(len(uploads))}"
+        request.headers.get("accept"),
+        offers(outputs, probes),
+        result=f"{', '.join(outputs)} of {_count(len(uploads))}",
+        why=PIXELS if "reconstruction" in outputs else "",
     )
     ticket = Ticket(
         service=service,

@@ -26,6 +26,7 @@ from service.api.racing import race
 from service.api.record import Record, timeout_of
 from service.api.uploads import Upload
 from service.errors import Problem, as_problem, deadline_exceeded, problem_of_answer
+from service.queue.estimate import Work
 from service.queue.jobs import Job, Op, QueueUnavailable, Refused
 
 log = structlog.get_logger("atoken.items")
@@ -129,8 +130,7 @@ async def encode_all(
     """
     fit = ticket.options["fit"]
     costs: list[int | Problem | None] = [_cost_of_probe(ticket, card, found, fit) for found in probes]
-    known = [cost for cost in costs if isinstance(cost, int)]
-    await _admit(ticket, card.pool, sum(known))
+    await admit(ticket, [(card.pool, cost) for cost in costs if isinstance(cost, int)])
 
     async def decode(upload: Upload, cost: int | Problem | None) -> tuple[Image | Video, int]:
         if isinstance(cost, Problem):
@@ -139,8 +139,10 @@ async def encode_all(
         frames = 1 if isinstance(item, Image) else len(item.frames)
         height, width = item.pixels.shape[:2] if isinstance(item, Image) else item.frames.shape[1:3]
         # Headers lie; what counts is what came out.
-        cost = token_cost(item.kind, frames, height, width, fit)
+        known, cost = cost, token_cost(item.kind, frames, height, width, fit)
         check_cost(ticket, card, cost, item.kind)
+        if known is None:
+            await admit(ticket, [(card.pool, cost)])
         return item, cost
 
     async def send(upload: Upload, item: Image | Video, cost: int) -> Done:
@@ -248,10 +250,10 @@ def check_kind(card: Card, kind: Kind) -> None:
         raise Problem("unsupported_output", f"`{card.name}` takes {', '.join(card.kinds)}, not {kind}")
 
 
-async def admit_tokens(ticket: Ticket, costs: dict[str, int]) -> None:
-    """Refuse a request whose items have too many tokens together, or whose pools have no room now; costs by pool."""
+async def admit(ticket: Ticket, items: Sequence[tuple[str, int]]) -> None:
+    """Refuse a request whose items (pool and tokens) are too many together, take too long, or find no room now."""
     limit = ticket.service.settings.media.request_tokens
-    total = sum(costs.values())
+    total = sum(cost for _, cost in items)
     if total > limit:
         raise Problem(
             "too_many_tokens",
@@ -259,13 +261,12 @@ async def admit_tokens(ticket: Ticket, costs: dict[str, int]) -> None:
             limit=limit,
             actual=total,
         )
-    for pool, cost in costs.items():
-        await ticket.service.load.check(pool, cost)
-
-
-async def _admit(ticket: Ticket, pool: str, cost: int) -> None:
-    if cost:
-        await admit_tokens(ticket, {pool: cost})
+    works: dict[str, list[Work]] = {}
+    for pool, cost in items:
+        works.setdefault(pool, []).append(Work.of(ticket.op, ticket.options, cost))
+    deadline = ticket.deadline
+    for pool, of_pool in works.items():
+        await ticket.service.load.check(pool, of_pool, timeout_s=deadline.timeout_s, deadline=deadline.at)
 
 
 def _cost_of_probe(

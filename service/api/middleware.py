@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -249,5 +250,5 @@ def _problem_headers(problem: Problem, length: int) -> list[tuple[bytes, bytes]]
     """Return the headers of a problem document of `length` bytes."""
     headers: dict[str, Any] = {"content-type": PROBLEM_JSON, "content-length": str(length)} | problem.headers
     if problem.retry_after is not None:
-        headers["retry-after"] = str(max(1, round(problem.retry_after)))
+        headers["retry-after"] = str(max(1, math.ceil(problem.retry_after)))
     return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]

@@ -71,10 +71,11 @@ def parse_accept(header: str | None) -> list[MediaRange]:
     return ranges
 
 
-def choose(header: str | None, offers: Sequence[str], *, result: str) -> str:
+def choose(header: str | None, offers: Sequence[str], *, result: str, why: str = "") -> str:
     """Return the best offer for an Accept header; the order of offers breaks ties, so the first is the default.
 
-    result: what is answered, in words for the error. Raises Problem not_acceptable (with the offers) or invalid_header.
+    result: what is answered, in words for the error; why: why there are no other offers.
+    Raises Problem not_acceptable (with the offers) or invalid_header.
     """
     ranges = parse_accept(header)
     best, best_quality = None, 0.0
@@ -89,7 +90,7 @@ def choose(header: str | None, offers: Sequence[str], *, result: str) -> str:
     if best is None:
         raise Problem(
             "not_acceptable",
-            f"{result} can be given as {', '.join(offers)}; the Accept header takes none of these",
+            f"{result} can be given as {', '.join(offers)}; the Accept header takes none of these{why and f': {why}'}",
             extra={"available": list(offers)},
         )
     return best

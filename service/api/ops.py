@@ -89,7 +89,7 @@ async def health(request: Request) -> Response:
                     "pool": worker.pool,
                     "ready": worker.ready,
                     "silent_s": round(worker.silent_s, 1),
-                    "tokens_per_s": round(worker.tokens_per_s),
+                    "tokens_per_s": worker.rates.rounded(),
                 }
                 for worker in workers
             ],

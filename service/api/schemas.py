@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from service.errors import Problem
 
@@ -50,12 +51,14 @@ class EncodeOptions(Options):
         description="`pad` keeps every pixel; `crop` drops what does not fill a patch, as the published code does.",
     )
     sample: bool = Field(False, description="Draw latents from the posterior instead of taking its mean; needs `seed`.")
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(None, description="Of `sample=true`, and only there.")
 
     @model_validator(mode="after")
     def _check_seed(self) -> EncodeOptions:
         if self.sample and self.seed is None:
-            raise ValueError("`sample=true` needs a `seed`")
+            raise ValueError("`sample=true` needs a `seed`, any whole number from 0")
+        if self.seed is not None and not self.sample:
+            raise ValueError("`seed` means something only with `sample=true`; send both or neither")
         return self
 
 
@@ -164,7 +167,10 @@ S = TypeVar("S", bound=BaseModel)
 
 
 def validate(schema: type[S], values: Mapping[str, Any]) -> S:
-    """Return values as a record of schema. Raises Problem invalid_parameter: the wrong fields, never their values."""
+    """Return values as a record of schema. Raises Problem invalid_parameter: the wrong fields and what they take.
+
+    The value is told where it is one of a choice, a number or a yes or no, never of content.
+    """
     try:
         return schema.model_validate(dict(values))
     except ValidationError as error:
@@ -172,19 +178,70 @@ def validate(schema: type[S], values: Mapping[str, Any]) -> S:
 
 
 def _problem_of(error: ValidationError, schema: type[BaseModel]) -> Problem:
-    item = DecodeItem if schema is DecodeBody else MediaItem
-    errors = []
-    for entry in error.errors(include_url=False, include_context=False, include_input=False):
-        where = ".".join(str(step) for step in entry["loc"])[:200]
-        if entry["type"] == "extra_forbidden":
-            known = schema if len(entry["loc"]) == 1 else item
-            message = f"unknown name; known are {', '.join(sorted(known.model_fields))}"
-        else:
-            message = entry["msg"].removeprefix("Value error, ")
-        errors.append({"field": where, "message": message})
-        if len(errors) == 10:
-            break
+    messages: dict[str, str] = {}
+    # A field that may be text or a list has an error for each form; the one that lies deepest says what is wrong.
+    for entry in sorted(error.errors(include_url=False), key=lambda entry: -len(entry["loc"])):
+        messages.setdefault(_field_of(entry["loc"]), _message_of(entry, schema))
+    errors = [{"field": field, "message": message} for field, message in list(messages.items())[:10]]
     detail = "; ".join(
         f"`{entry['field']}`: {entry['message']}" if entry["field"] else entry["message"] for entry in errors
     )
     return Problem("invalid_parameter", detail, extra={"errors": errors})
+
+
+def _field_of(loc: tuple[int | str, ...]) -> str:
+    """Name a field as its sender does: not `outputs.0`, which may come from "a,b", and not `file.str`."""
+    if loc[:1] in (("outputs",), ("file",), ("data",)):
+        loc = loc[:1]
+    return ".".join(str(step) for step in loc)[:200]
+
+
+def _message_of(entry: ErrorDetails, schema: type[BaseModel]) -> str:
+    kind, given, bounds = entry["type"], entry["input"], entry.get("ctx", {})
+    if kind == "extra_forbidden":
+        item = DecodeItem if schema is DecodeBody else MediaItem
+        known = schema if len(entry["loc"]) == 1 else item
+        return f"unknown name; known are {', '.join(sorted(known.model_fields))}"
+    if kind == "value_error":
+        return str(bounds["error"])
+    if kind == "missing":
+        return "is missing"
+    if entry["loc"][:1] == ("outputs",):
+        names = get_args(EmbedOutput if issubclass(schema, EmbedOptions) else EncodeOutput)
+        given = "none" if kind == "too_short" else _shown(given)
+        return f"given is {given}, allowed are {', '.join(names)}"
+    if entry["loc"][0] in ("file", "data") and len(entry["loc"]) > 1:
+        return f"given is {_type_of(given)}, wanted is base64 text or a list of such"
+    if kind == "literal_error":
+        return f"given is {_shown(given)}, wanted is {bounds['expected']}"
+    if kind == "string_too_long":
+        return f"given are {len(given)} characters, at most {bounds['max_length']} are allowed"
+    if "int" in kind:
+        return f"given is {_shown(given)}, wanted is a whole number"
+    if "bool" in kind:
+        return f"given is {_shown(given)}, wanted is true or false"
+    if kind in BOUNDS:
+        name, words = BOUNDS[kind]
+        return f"given is {_shown(given)}, wanted is {words} {bounds[name]}"
+    return f"given is {_type_of(given)}, wanted is {WANTED.get(kind, 'another type')}"
+
+
+BOUNDS = {
+    "greater_than_equal": ("ge", "at least"),
+    "less_than_equal": ("le", "at most"),
+    "less_than": ("lt", "less than"),
+}
+WANTED = {"string_type": "text", "list_type": "a list", "dict_type": "an object", "model_type": "an object"}
+TYPES = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+
+
+def _shown(given: object) -> str:
+    """Short and printable: what comes from outside goes into logs and pages."""
+    if isinstance(given, str):
+        kept = "".join(character for character in given[:50] if character.isprintable())
+        return f"{kept!r}" + ("..." if len(given) > 50 else "")
+    return str(given)[:50] if isinstance(given, int | float) else _type_of(given)
+
+
+def _type_of(given: object) -> str:
+    return TYPES.get(type(given), "null")

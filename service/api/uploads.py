@@ -89,7 +89,10 @@ async def read_media(
 
 
 def decode_base64(text: str, *, what: str) -> tuple[bytes, str | None]:
-    """Decode base64 or a base64 data: URL to bytes and the declared media type. Raises Problem invalid_parameter."""
+    """Decode base64, padded or not, or a base64 data: URL to bytes and the declared media type.
+
+    what: the field's name for errors. Raises Problem invalid_parameter.
+    """
     declared = None
     if text[:5].lower() == "data:":
         match = DATA_URL.match(text[:300])
@@ -101,9 +104,11 @@ def decode_base64(text: str, *, what: str) -> tuple[bytes, str | None]:
             "invalid_parameter", f"{what} is an address; addresses are not fetched, send the content in base64"
         )
     try:
-        data = binascii.a2b_base64(text.encode("ascii"), strict_mode=True)
+        data = binascii.a2b_base64(text.encode("ascii") + b"=" * (-len(text) % 4), strict_mode=True)
     except (binascii.Error, UnicodeEncodeError):
-        raise Problem("invalid_parameter", f"{what} is not valid base64") from None
+        raise Problem(
+            "invalid_parameter", f"{what} is not valid base64: standard alphabet, no spaces, no line breaks"
+        ) from None
     if not data:
         raise Problem("truncated_body", f"{what} is empty")
     return data, None if declared is None or declared.lower() in UNDECLARED else declared.lower()
@@ -139,18 +144,23 @@ def _upload_of(position: int, part: Part) -> Upload:
 
 
 def _uploads_of_body(body: Any, settings: Settings) -> list[Upload]:
-    entries: list[tuple[str | None, str]]
+    entries: list[tuple[str, str | None, str]]  # field, id, text
     if body.items is not None:
-        entries = [(item.id, item.data) for item in body.items]
+        entries = [(f"items.{position}.data", item.id, item.data) for position, item in enumerate(body.items)]
     else:
-        value = body.file if body.file is not None else body.data
-        entries = [(None, text) for text in ([value] if isinstance(value, str) else value)]
+        field = "file" if body.file is not None else "data"
+        value = getattr(body, field)
+        entries = (
+            [(field, None, value)]
+            if isinstance(value, str)
+            else [(f"{field}.{position}", None, text) for position, text in enumerate(value)]
+        )
     check_count(len(entries), settings)
     uploads = []
-    for position, (label, text) in enumerate(entries):
+    for position, (field, label, text) in enumerate(entries):
         name = str(position) if label is None else label
         try:
-            data, declared = decode_base64(text, what="`data`")
+            data, declared = decode_base64(text, what=f"`{field}`")
             uploads.append(Upload(id=name, data=data, declared=declared))
         except Problem as problem:
             uploads.append(Upload(id=name, problem=problem))

@@ -17,6 +17,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+Redis = Annotated[
+    str | None, typer.Option(metavar="URL", help="Where the API and its workers meet. Default: ATOKEN_REDIS_URL.")
+]
 Models = Annotated[
     list[str] | None,
     typer.Option("--model", help="Bundled name, or file or folder with weights. Repeat for several."),
@@ -45,9 +48,7 @@ def root(
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="0: a free one. Default: 8000.")] = None,
-    redis: Annotated[
-        str | None, typer.Option(metavar="URL", help="Serve the API alone; workers meet it at this Redis.")
-    ] = None,
+    redis: Redis = None,
     model: Models = None,
     device: Device = None,
     dtype: DType = None,
@@ -68,9 +69,7 @@ def serve(
 
 @app.command()
 def worker(
-    redis: Annotated[
-        str | None, typer.Option(metavar="URL", help="The Redis of the deployment. Default: ATOKEN_REDIS_URL.")
-    ] = None,
+    redis: Redis = None,
     model: Models = None,
     device: Device = None,
     dtype: DType = None,

@@ -17,6 +17,7 @@ from redis.exceptions import OutOfMemoryError, RedisError
 
 from service.queue import blobs
 from service.queue.connect import Call, Scripts, UnusableServer, connect, unavailable
+from service.queue.estimate import MARGIN, Load, Rates, fastest
 from service.queue.jobs import Answer, Job, QueueLimits, QueueUnavailable, RefusalCode, Refused, Status, Worker
 from service.queue.keys import LANES, PoolKeys, check_name
 from service.queue.registry import Registry
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 
 _CONNECTIONS = 16
 _READ_BLOCK_MS = 1000
-_LOOK_FIRST_BYTES = 64 << 10  # above this a refused payload costs more than the extra round trip
+_LOOK_FIRST_BYTES = 1 << 20  # below, a refused payload costs less than a round trip for all others
 _OUTLIVE_MS = 600_000  # how long a job's record outlives its deadline
 _ABANDONED_S = 5.0  # how long after its deadline an entry that nobody fetched is kept
 _LAST_CALL_S = 1.0  # how long an answer that Redis already has may still take to arrive
@@ -93,6 +94,8 @@ class QueueClient:
 
     async def submit(self, job: Job, payload: blobs.Buffer) -> None:
         """Enqueue a job; after this, wait(job.id) gives its answer. A repeated id is an error.
+
+        A job whose deadline has passed is not sent; its answer is `expired`.
 
         Raises Refused, QueueUnavailable (the job may then still run, unseen), ValueError for a bad job. If the caller
         is cancelled meanwhile, the job is too.
@@ -164,11 +167,8 @@ class QueueClient:
         return await self._registry.workers()
 
     @owned
-    async def stats(self) -> dict[str, dict[str, float]]:
-        """Load by pool: tokens, bytes, items, oldest_s (age of the oldest open job), workers (ready), tokens_per_s.
-
-        Raises QueueUnavailable.
-        """
+    async def stats(self) -> dict[str, Load]:
+        """Load by pool. Raises QueueUnavailable."""
         return await self._registry.stats()
 
     @owned
@@ -189,42 +189,34 @@ class QueueClient:
         job, limits, keys = entry.job, self._limits, self._keys(entry)
         ttl_ms = int((job.deadline - time.time()) * 1000)
         if ttl_ms <= 0:
-            raise Refused("would_miss_deadline", retry_after=1.0)
+            entry.resolve(_late(job, "the deadline passed before the job was queued"))
+            return
         ready = await self._registry.ready(job.pool)
         if not ready:
             raise Refused("no_worker", retry_after=10.0)
-        rate = sum(worker.tokens_per_s for worker in ready)
-        max_tokens = limits.tokens or max(limits.floor_tokens, int(limits.queue_seconds * rate))
+        own = [worker.rates for worker in ready]
+        rates, least_s = sum(own, Rates()), fastest(own).seconds(job.work) / MARGIN
         max_bytes = min(limits.payload_bytes, (self._registry.maxmemory_bytes or 0) // 2 or limits.payload_bytes)
         share = 0.0 if job.tenant == "anonymous" else limits.tenant_share
-        drain_rate = rate or max_tokens / limits.queue_seconds
         args: list[Any] = [job.id, job.tenant, job.lane, job.cost, entry.payload_bytes, ttl_ms, self._api, job.op]
-        args += [json.dumps(job.options), job.request_id, max_tokens, max_bytes, limits.items, share, rate, _OUTLIVE_MS]
+        args += [json.dumps(job.options), job.request_id, _OUTLIVE_MS]
+        args += [limits.tokens or 0, limits.queue_seconds, limits.floor_tokens, max_bytes, limits.items, share]
+        args += [job.work.encode, job.work.decode, int(1000 * least_s), rates.encode, rates.decode]
         inputs = keys[6:]
         self._read_answers(job.pool)
         try:
             with unavailable():
                 if entry.payload_bytes > _LOOK_FIRST_BYTES:
                     reply = await self._scripts.one(self._redis, "submit", keys[:6], "check", *args)
-                    self._raise_if_refused(entry, reply, drain_rate, max_tokens)
+                    _raise_if_refused(job, reply)
                 blob = (inputs, payload, ttl_ms + int(3000 * limits.lease_s))
                 [reply] = await self._scripts.run(self._redis, [Call("submit", keys, ["add", *args])], blob)
         except OutOfMemoryError:
             with unavailable():
                 await blobs.delete(self._redis, inputs)
             raise Refused("queue_full_memory", retry_after=5.0) from None
-        self._raise_if_refused(entry, reply, drain_rate, max_tokens)
+        _raise_if_refused(job, reply)
         entry.submitted_at = time.monotonic()
-
-    def _raise_if_refused(self, entry: _Entry, reply: list[Any], drain_rate: float, max_tokens: int) -> None:
-        why = reply[0].decode()
-        if why in ("ok", "dup"):
-            return
-        limit, actual, tokens = reply[1:]
-        over = tokens + entry.job.cost - 0.8 * max_tokens
-        jitter = 1 + zlib.crc32(entry.job.id.encode()) % 21 / 100  # not everybody at once
-        code: RefusalCode = why
-        raise Refused(code, retry_after=max(1.0, min(60.0, over / drain_rate)) * jitter, limit=limit, actual=actual)
 
     async def _withdraw(self, entry: _Entry, submission: asyncio.Task[None]) -> None:
         """Undo a submit whose caller was cancelled."""
@@ -240,7 +232,7 @@ class QueueClient:
 
     async def _expire(self, entry: _Entry) -> Answer:
         """The deadline has passed: end the job if it still waits, and take an answer that is already under way."""
-        late = Answer(id=entry.job.id, status="expired", code="deadline_exceeded", detail="the deadline has passed")
+        late = _late(entry.job, "the deadline has passed")
         try:
             found = await self._end(entry, "expired", "deadline_exceeded", "the deadline passed in the queue")
         except QueueUnavailable:
@@ -400,6 +392,22 @@ class QueueClient:
         entry.resolve(Answer(id=entry.job.id, status="lost", code="job_lost", detail=detail))
         if entry.abandoned and not entry.waiters:
             self._forget(entry)
+
+
+def _late(job: Job, detail: str) -> Answer:
+    return Answer(id=job.id, status="expired", code="deadline_exceeded", detail=detail)
+
+
+def _raise_if_refused(job: Job, reply: list[Any]) -> None:
+    why = reply[0].decode()
+    if why in ("ok", "dup"):
+        return
+    limit, actual, wait_ms = reply[1:]
+    if why == "would_miss_deadline":
+        limit, actual = round(limit / 1000, 1), round(actual / 1000, 1)
+    jitter = 1 + zlib.crc32(job.id.encode()) % 21 / 100  # not everybody at once
+    code: RefusalCode = why
+    raise Refused(code, retry_after=max(1.0, min(60.0, wait_ms / 1000)) * jitter, limit=limit, actual=actual)
 
 
 def _next_id(stream_id: str) -> str:

@@ -12,6 +12,7 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 
 from service.queue import blobs
 from service.queue.connect import Call, Scripts, UnusableServer, check_server, connect, unavailable
+from service.queue.estimate import Rates
 from service.queue.jobs import Answer, Job, Lease, PayloadLost, QueueUnavailable
 from service.queue.keys import GROUP, LANES, POOLS, PoolKeys, check_name, pool_of
 from service.queue.tasks import Tasks, owned
@@ -64,7 +65,7 @@ class QueueConsumer:
         self._cursors = dict.fromkeys(self._streams, "0-0")
         self._next_claim = 0.0
         self._ready = False
-        self._rate = 0.0
+        self._rates: dict[str, Rates] = dict.fromkeys(pools, Rates())
         self._pause_s = 0.0
 
     @owned
@@ -204,9 +205,9 @@ class QueueConsumer:
         self._ready = ready
         await self.beat([])
 
-    async def report(self, tokens_per_s: float) -> None:
-        """Say how fast this worker is (moving average over its forwards); goes out with the next heartbeat."""
-        self._rate = tokens_per_s
+    async def report(self, pool: str, rates: Rates) -> None:
+        """Say how fast this worker runs a pool's model; goes out with the next heartbeat."""
+        self._rates[pool] = rates
 
     @owned
     async def reap(self) -> None:
@@ -227,7 +228,8 @@ class QueueConsumer:
         for pool, keys in self._pools.items():
             mine = [lease for lease in leases if lease.job.pool == pool]
             names: list[str] = [keys.workers, keys.worker(self._me), *(keys.queue(lane) for lane in LANES)]
-            args: list[Any] = [self._me, int(self._ready), self._rate, self._cards[pool]]
+            rates = self._rates[pool]
+            args: list[Any] = [self._me, int(self._ready), rates.encode, rates.decode, self._cards[pool]]
             for lease in mine:
                 names += [keys.job(lease.job.id), keys.queue(lease.job.lane)]
                 args += [lease.fence, lease.stream_id]

@@ -3,9 +3,11 @@
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from service.queue.estimate import Rates, Work
+
 Op = Literal["encode", "decode", "embed"]
 Status = Literal["done", "failed", "expired", "canceled", "lost"]
-RefusalCode = Literal["queue_full", "tenant_quota", "would_miss_deadline", "queue_full_memory", "no_worker"]
+RefusalCode = Literal["queue_full", "would_miss_deadline", "queue_full_memory", "no_worker"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,11 @@ class Job:
     lane: int = 0
     options: dict[str, Any] = field(default_factory=dict)
     request_id: str = ""
+
+    @property
+    def work(self) -> Work:
+        """What the job asks of the model, for estimates of time."""
+        return Work.of(self.op, self.options, self.cost)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +79,12 @@ class Lease:
 
 @dataclass(frozen=True, kw_only=True)
 class Worker:
-    """One registered worker of one pool. silent_s: seconds since its last heartbeat; card: its model card."""
+    """One registered worker of one pool. rates: of this pool's model; silent_s: seconds since its last heartbeat."""
 
     id: str
     pool: str
     ready: bool
-    tokens_per_s: float
+    rates: Rates
     silent_s: float
     card: dict[str, Any]
 
@@ -87,9 +94,10 @@ class QueueLimits:
     """Admission limits of one pool, and how long things live. Source: serving design, sections 3.3 and 3.8.
 
     Jobs count while they are queued or running. tokens=None derives the limit from what the ready workers do in
-    queue_seconds, at least floor_tokens. tenant_share: a named tenant holds at most
-    max(tenant_share, 1 / (active tenants + 1)) of the tokens, so a newcomer always finds room; "anonymous" is not
-    limited. payload_bytes counts 1.25 times the payloads and is cut to half of the server's maxmemory.
+    queue_seconds, in the mix of encode and decode that waits, at least floor_tokens; an empty queue takes an item of
+    any size. tenant_share: a named tenant holds at most max(tenant_share, 1 / (active tenants + 1)) of the tokens, so
+    a newcomer always finds room; "anonymous" is not limited. payload_bytes counts 1.25 times the payloads and is cut to
+    half of the server's maxmemory.
     """
 
     tokens: int | None = None
@@ -101,6 +109,14 @@ class QueueLimits:
     lease_s: float = 15.0
     worker_silent_s: float = 12.0  # two heartbeats (a third of the lease each) and some slack
     check_every_s: float = 2.0  # how often waiting requests look whether their job still exists
+
+    def room(self, tokens: int, seconds: float) -> tuple[int, float]:
+        """Return the limit in tokens, and seconds a token, for a queue of so many tokens that take so many seconds.
+
+        seconds: 0 if no speed is known. submit.lua, which decides, has the same rule.
+        """
+        limit = self.tokens or max(self.floor_tokens, int(self.queue_seconds * tokens / seconds) if seconds else 0)
+        return limit, seconds / tokens if seconds else self.queue_seconds / limit
 
 
 class Refused(Exception):  # noqa: N818 - a refusal is an answer, not a fault

@@ -8,7 +8,7 @@ from typing import Any
 from service.queue import blobs
 
 # A change of the scripts' data that old and new processes cannot share gets a new number: they then do not meet.
-PREFIX = "at:1"
+PREFIX = "at:2"
 GROUP = "w"
 LANES = (0, 1)  # interactive, batch
 POOLS = f"{PREFIX}:pools"
@@ -62,7 +62,7 @@ class PoolKeys:
 
     @property
     def counters(self) -> str:
-        """Hash of tokens, bytes, items and `t:<tenant>` over all queued and running jobs."""
+        """Hash of tokens, encode, decode, bytes, items and `t:<tenant>` over all queued and running jobs."""
         return self._key("ctr")
 
     @property

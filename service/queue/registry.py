@@ -7,6 +7,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from service.queue.connect import check_server, unavailable
+from service.queue.estimate import Load, Rates, Work, fastest
 from service.queue.jobs import Worker
 from service.queue.keys import LANES, POOLS, PoolKeys
 
@@ -55,27 +56,32 @@ class Registry:
                 card["max_item_tokens"] = min(card["max_item_tokens"], worker.card["max_item_tokens"])
         return sorted(cards.values(), key=lambda card: str(card["name"]))
 
-    async def stats(self) -> dict[str, dict[str, float]]:
-        """Load by pool: tokens, bytes, items, oldest_s, workers (ready), tokens_per_s. Raises QueueUnavailable."""
-        result: dict[str, dict[str, float]] = {}
+    async def stats(self) -> dict[str, Load]:
+        """Load by pool. Raises QueueUnavailable."""
+        result: dict[str, Load] = {}
         with unavailable():
             pools = await self._pools()
         for keys in pools:
-            ready = [worker for worker in await self.workers() if worker.ready and worker.pool == keys.pool]
+            ready = [worker.rates for worker in await self.workers() if worker.ready and worker.pool == keys.pool]
             pipe = self._redis.pipeline(transaction=False)
             pipe.time()
-            pipe.hmget(keys.counters, "tokens", "bytes", "items")
+            pipe.hmget(keys.counters, "tokens", "bytes", "items", "encode", "decode")
             for lane in LANES:
                 pipe.xrange(keys.queue(lane), count=1)
             with unavailable():
                 (seconds, micros), counters, *firsts = await pipe.execute()
             added = [int(first[0][0].split(b"-")[0]) / 1000 for first in firsts if first]
-            result[keys.pool] = {
-                **{what: float(n or 0) for what, n in zip(("tokens", "bytes", "items"), counters, strict=True)},
-                "oldest_s": max(0.0, seconds + micros / 1e6 - min(added)) if added else 0.0,
-                "workers": float(len(ready)),
-                "tokens_per_s": sum(worker.tokens_per_s for worker in ready),
-            }
+            tokens, size, items, encode, decode = (int(n or 0) for n in counters)
+            result[keys.pool] = Load(
+                tokens=tokens,
+                bytes=size,
+                items=items,
+                work=Work(encode=encode, decode=decode),
+                oldest_s=max(0.0, seconds + micros / 1e6 - min(added)) if added else 0.0,
+                workers=len(ready),
+                rates=sum(ready, Rates()),
+                fastest=fastest(ready),
+            )
         return result
 
     def _choose(self, pool: str | None) -> list[Worker]:
@@ -104,7 +110,7 @@ class Registry:
                 id=name,
                 pool=keys.pool,
                 ready=facts[b"ready"] == b"1",
-                tokens_per_s=float(facts[b"rate"]),
+                rates=Rates(encode=float(facts[b"encode"]), decode=float(facts[b"decode"])),
                 silent_s=age,
                 card=json.loads(facts[b"card"]),
             )

@@ -34,28 +34,3 @@ class Budget:
         self._now = max(FLOOR_TOKENS, self._now // 2)
         self._shrunk_at = time.monotonic()
         return True
-
-
-class Speed:
-    """Tokens a second of the busy model: a moving average over batches of at least large_tokens.
-
-    Small batches say nothing about how fast a queue drains, since queued jobs make large ones.
-    """
-
-    KEEP = 0.9  # a batch's weight falls to a third after ten more
-
-    def __init__(self, large_tokens: int) -> None:
-        self.large_tokens = large_tokens
-        self._tokens = 0.0
-        self._seconds = 0.0
-
-    def add(self, tokens: int, seconds: float) -> None:
-        """Count one batch."""
-        if tokens >= self.large_tokens:
-            self._tokens = self._tokens * self.KEEP + tokens
-            self._seconds = self._seconds * self.KEEP + seconds
-
-    @property
-    def tokens_per_s(self) -> float:
-        """The average; 0 before the first batch."""
-        return self._tokens / self._seconds if self._seconds > 0 else 0.0

@@ -11,11 +11,14 @@ from typing import Any, Protocol
 
 import structlog
 
+from service.queue.estimate import Rates
 from service.queue.jobs import Answer, Lease, PayloadLost
+from service.queue.keys import pool_of
 from service.worker.batcher import pack
-from service.worker.budget import Budget, Speed
+from service.worker.budget import Budget
 from service.worker.model_thread import ModelThread
 from service.worker.runner import DeviceLostError, Failure, Result, Runner
+from service.worker.speed import Speed
 
 EXIT_OK = 0
 EXIT_STALLED = 70
@@ -68,8 +71,8 @@ class Consumer(Protocol):
         """Say whether new work is wanted."""
         ...
 
-    async def report(self, tokens_per_s: float) -> None:
-        """Tell the measured speed."""
+    async def report(self, pool: str, rates: Rates) -> None:
+        """Tell the measured speed of a pool's model."""
         ...
 
     async def reap(self) -> None:
@@ -114,6 +117,7 @@ class WorkerLoop:
         self._changed = asyncio.Event()
         self._stop = asyncio.Event()
         self._is_registered = False
+        self._pools: list[str] = []
 
     def stop(self) -> None:
         """Ask the loop to end: take nothing more, finish the batch in hand, give the rest back."""
@@ -140,7 +144,8 @@ class WorkerLoop:
     async def _work(self, cards: Sequence[Mapping[str, Any]]) -> int:
         await self.consumer.start(cards)
         self._is_registered = True
-        await self.consumer.report(self.speed.tokens_per_s)
+        self._pools = [pool_of(card) for card in cards]
+        await self._report()
         await self.consumer.set_ready(True)
         log.info("worker_ready")
         async with asyncio.TaskGroup() as group:
@@ -215,7 +220,6 @@ class WorkerLoop:
         results = await self.model.run(self.runner.run, jobs[0].pool, jobs, [payload for _, payload in whole])
         seconds = time.perf_counter() - begin
         tokens = sum(job.cost for job in jobs)
-        self.speed.add(tokens, seconds)
         timings = {"model": round(seconds * 1e3, 3)}
         log.debug("batch", pool=jobs[0].pool, items=len(jobs), tokens=tokens, ms=timings["model"])
         return lost + [_Finished(lease, result, timings) for (lease, _), result in zip(whole, results, strict=True)]
@@ -240,10 +244,14 @@ class WorkerLoop:
                 os._exit(EXIT_OK)  # the private Redis and the API are gone with it: nobody to answer
             if time.monotonic() - last > min(self.settings.lease_s / 3, REPORT_S):
                 last = time.monotonic()
-                await self.consumer.report(self.speed.tokens_per_s)
+                await self._report()
                 # A lost lease needs nothing here: start_jobs leaves it out, commit refuses it.
                 await self.consumer.beat([held.lease for held in self._waiting.values()] + list(self._begun.values()))
             await asyncio.sleep(min(0.5, self.settings.lease_s / 6, self.settings.watchdog_s / 4))
+
+    async def _report(self) -> None:
+        for pool in self._pools:
+            await self.consumer.report(pool, self.speed.rates(pool))
 
     async def _reap(self) -> None:
         """Clean up after dead workers every few seconds; whichever worker comes first does it."""

@@ -19,19 +19,22 @@ import torch
 
 from model import Tokenizer
 from model.errors import ModelError
+from service import event_loop
 from service.queue.consumer import QueueConsumer
 from service.queue.jobs import QueueUnavailable
 from service.queue.keys import pool_of
 from service.settings import Settings
 from service.telemetry import configure_logging
-from service.worker.budget import Budget, Speed
+from service.worker.budget import Budget
 from service.worker.loop import EXIT_OK, LoopSettings, WorkerLoop
 from service.worker.model_thread import ModelThread
 from service.worker.runner import Runner
 from service.worker.selftest import SelfTestError, run_selftest
+from service.worker.speed import Speed
 
 EXIT_START = 78
 """The worker cannot start (no such model or device, self-test failed): starting it again will not help."""
+EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 # A batch keeps its first job waiting until its last is done: as small as keeps the device busy.
 # Small models on a CPU reach their full speed at 2,000 tokens; large ones take seconds for 1,000.
@@ -42,8 +45,11 @@ log = structlog.get_logger(__name__)
 
 
 def run(settings: Settings, *, parent: int | None = None) -> int:
-    """Work until SIGTERM or SIGINT; return the exit status. Call it from the main thread of a process of its own.
+    """Work until SIGTERM or SIGINT, then end this process; returns only the exit status of a worker that cannot start.
 
+    A stopping worker finishes the batch in hand if that takes at most settings.shutdown_s, else its jobs go back to
+    the queue. A second SIGINT ends it at once with status 130; its jobs are another worker's when their lease is over.
+    Call it from the main thread of a process of its own.
     settings.redis_url names the queue. parent: id of the process whose end ends this one at once.
     """
     configure_logging(settings.log_level)
@@ -59,9 +65,10 @@ def run(settings: Settings, *, parent: int | None = None) -> int:
         tokenizers, cards = load_models(settings)
         budget = Budget(settings.batch_tokens or default_batch_tokens(tokenizers))
         speed = Speed(large_tokens=budget.full // 4)
-        for tokenizer in tokenizers.values():
+        for pool, tokenizer in tokenizers.items():
             measured = run_selftest(tokenizer, timed_tokens=speed.large_tokens)
-            speed.add(measured.tokens, measured.seconds)
+            speed.add(pool, "encode", measured.tokens, measured.encode_s)
+            speed.add(pool, "decode", measured.tokens, measured.decode_s)
     except (ModelError, SelfTestError) as error:
         log.error("worker_cannot_start", detail=str(error))
         return EXIT_START
@@ -73,13 +80,13 @@ def run(settings: Settings, *, parent: int | None = None) -> int:
         batch_tokens=budget.full,
         batch_items=settings.batch_items,
         threads=threads,
-        tokens_per_s=round(speed.tokens_per_s),
+        tokens_per_s={pool: speed.rates(pool).rounded() for pool in tokenizers},
         load_s=round(time.monotonic() - begin, 2),
     )
     consumer = QueueConsumer(settings.redis_url, worker_id, list(tokenizers), lease_s=settings.lease_s)
     loop = WorkerLoop(
         consumer,
-        Runner(tokenizers, budget),
+        Runner(tokenizers, budget, speed),
         budget,
         speed,
         ModelThread(),
@@ -87,12 +94,15 @@ def run(settings: Settings, *, parent: int | None = None) -> int:
             lease_s=settings.lease_s,
             watchdog_s=settings.watchdog_s,
             batch_items=settings.batch_items,
+            stop_s=float(settings.shutdown_s),
             parent=parent,
         ),
     )
-    status = asyncio.run(_serve(loop, consumer, cards))
+    status = event_loop.run(_serve(loop, consumer, cards, settings))
     log.info("worker_stopped", worker=worker_id, status=status)
-    return status
+    if status == EXIT_START:
+        return status
+    os._exit(status)  # a batch that was given back may still compute, and a thread is waited for
 
 
 def load_models(settings: Settings) -> tuple[dict[str, Tokenizer], list[dict[str, Any]]]:
@@ -124,9 +134,24 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-async def _serve(loop: WorkerLoop, consumer: QueueConsumer, cards: list[dict[str, Any]]) -> int:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, loop.stop)
+async def _serve(loop: WorkerLoop, consumer: QueueConsumer, cards: list[dict[str, Any]], settings: Settings) -> int:
+    is_interrupted = False
+
+    def interrupt() -> None:
+        nonlocal is_interrupted
+        if is_interrupted:
+            os._exit(EXIT_INTERRUPTED)
+        is_interrupted = True
+        print(
+            f"Stopping: waiting at most {settings.shutdown_s} s for the batch in hand (then its jobs go back to the "
+            f"queue). Ctrl-C again ends at once.",
+            flush=True,
+        )
+        loop.stop()
+
+    events = asyncio.get_running_loop()
+    events.add_signal_handler(signal.SIGTERM, loop.stop)
+    events.add_signal_handler(signal.SIGINT, interrupt)
     try:
         return await loop.run(cards)
     except QueueUnavailable as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
@@ -12,9 +13,11 @@ import torch
 from media.types import Item, Tokens
 from model import Tokenizer
 from model.errors import ModelError, RangeError, UnsupportedError
+from service.queue.estimate import Direction
 from service.queue.jobs import Job
 from service.worker.budget import Budget
 from service.worker.payloads import Output, decoded, encoded, read_item, read_tokens
+from service.worker.speed import Speed
 
 log = structlog.get_logger(__name__)
 
@@ -39,12 +42,14 @@ class Runner:
 
     One bad item does not fail its neighbours: what cannot be read is set aside first, and when a packed pass fails,
     its items run one by one. Out of memory halves the budget and the tokens of a pass, and the pass runs again.
+    speed: is told how long each encode and decode took that went well.
     """
 
-    def __init__(self, tokenizers: Mapping[str, Tokenizer], budget: Budget) -> None:
+    def __init__(self, tokenizers: Mapping[str, Tokenizer], budget: Budget, speed: Speed) -> None:
         self._tokenizers = dict(tokenizers)
         self._full_pass = {pool: tokenizer.pass_tokens for pool, tokenizer in tokenizers.items()}
         self._budget = budget
+        self._speed = speed
 
     def run(self, pool: str, jobs: Sequence[Job], payloads: Sequence[bytes]) -> list[Result]:
         """Return one result a job, in order. Raises DeviceLostError."""
@@ -57,17 +62,26 @@ class Runner:
             group = [
                 work for work in works if work.item is not None and work.wants_latents_only(tokenizer) == latents_only
             ]
-            self._run_step(pool, group, _encode)
-        self._run_step(pool, [work for work in works if work.is_to_decode], _decode)
+            self._run_step(pool, group, _encode, "encode")
+        self._run_step(pool, [work for work in works if work.is_to_decode], _decode, "decode")
         return [work.result or work.output() for work in works]
 
-    def _run_step(self, pool: str, works: Sequence[_Work], step: Callable[[Tokenizer, Sequence[_Work]], None]) -> None:
+    def _run_step(
+        self,
+        pool: str,
+        works: Sequence[_Work],
+        step: Callable[[Tokenizer, Sequence[_Work]], None],
+        direction: Direction | None = None,
+    ) -> None:
         """Run one step for all works, and on failure for one after the other; failed works get their result."""
         if not works:
             return
         again: Literal["smaller", "alone"] | None = None
         try:
+            begin = time.perf_counter()
             step(self._tokenizers[pool], works)
+            if direction is not None:
+                self._speed.add(pool, direction, sum(work.job.cost for work in works), time.perf_counter() - begin)
         except Exception as error:
             if _is_device_fault(error):
                 raise DeviceLostError(str(error).splitlines()[0]) from error
@@ -83,10 +97,10 @@ class Runner:
                 torch.cuda.empty_cache()
             self._set_pass_tokens(pool)
             log.warning("out_of_memory", items=len(works), budget_tokens=self._budget.tokens)
-            self._run_step(pool, works, step)
+            self._run_step(pool, works, step, direction)
         elif again == "alone":
             for work in works:
-                self._run_step(pool, [work], step)
+                self._run_step(pool, [work], step, direction)
 
     def _set_pass_tokens(self, pool: str) -> None:
         shrunk = self._budget.tokens < self._budget.full

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import signal
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import numpy as np
 import psutil
 import pytest
+import yaml
 
 from media.image import encode_image
+from service.settings import Settings
+from service.worker_process import RESTARTS, STOP_S, find_cause
+from tests.paths import ROOT
 from tests.system.deployment import Atoken, metric, wait_for
 
 PICTURE = encode_image(np.full((48, 48, 3), 90, np.uint8))
@@ -51,6 +59,66 @@ def test_ctrl_c_during_the_start(folder: Path) -> None:
         atoken.interrupt()
         atoken.popen.wait(30)
         _, alive = psutil.wait_procs(family, 20)
+        assert alive == []
+        assert "Traceback" not in atoken.err.read_text()
+
+
+@contextmanager
+def stuck(atoken: Atoken, requests: int = 2) -> Iterator[list[object]]:
+    """Freeze the worker, bring requests into flight; give the list in which their statuses (or errors) will be."""
+    url = atoken.wait_ready().url()
+    atoken.child("service.worker.main").suspend()
+    found: list[object] = []
+
+    def send() -> None:
+        try:
+            found.append(post(url))
+        except httpx.TransportError as error:
+            found.append(error)
+
+    threads = [threading.Thread(target=send) for _ in range(requests)]
+    for thread in threads:
+        thread.start()
+    with httpx.Client(base_url=url, trust_env=False) as client:
+        wait_for(lambda: metric(client, "atoken_queue_items") == requests, f"{requests} jobs in the queue")
+    yield found
+    for thread in threads:
+        thread.join(30)
+
+
+def test_a_second_ctrl_c_ends_at_once_and_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(prefix="atoken-test-") as place:  # short: the path of a socket has little room
+        monkeypatch.setenv("TMPDIR", place)
+        with Atoken(folder, "serve", "serve", "--port", "0") as atoken:
+            with stuck(atoken) as found:
+                assert list(Path(place).glob("atoken-*"))
+                family = atoken.family()
+                atoken.interrupt()
+                said = atoken.wait_until(lambda: re.search("^Stopping: .*$", atoken.out.read_text(), re.M), "a line")
+                assert "2 requests in flight, waiting at most 30 s" in said[0]
+                assert "Ctrl-C again ends at once" in said[0]
+                log = atoken.err.read_text()
+                atoken.interrupt()
+                begin = time.monotonic()
+                assert atoken.popen.wait(20) == 130, atoken.written()
+                assert time.monotonic() - begin < 3
+                _, alive = psutil.wait_procs(family, 5)
+                assert alive == []
+                assert list(Path(place).glob("atoken-*")) == []
+            assert all(isinstance(each, httpx.TransportError) for each in found)
+            assert [line for line in atoken.err.read_text().removeprefix(log).splitlines() if "info" not in line] == []
+
+
+def test_requests_that_do_not_end_are_told_so_when_the_time_is_over(folder: Path) -> None:
+    with Atoken(folder, "serve", "serve", "--port", "0", shutdown_s=3) as atoken, stuck(atoken) as found:
+        family = atoken.family()
+        atoken.interrupt()
+        begin = time.monotonic()
+        assert atoken.popen.wait(30) == 0
+        assert time.monotonic() - begin < 3 + STOP_S + 4
+        assert wait_for(lambda: len(found) == 2, "both answers")
+        assert found == [503, 503]
+        _, alive = psutil.wait_procs(family, 5)
         assert alive == []
         assert "Traceback" not in atoken.err.read_text()
 
@@ -95,6 +163,20 @@ def test_a_dead_worker_is_replaced_a_few_times(folder: Path) -> None:
         assert "the worker ended with signal SIGKILL" in atoken.err.read_text().splitlines()[-1]
 
 
+def test_a_worker_that_dies_at_its_start_is_explained_in_a_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = folder / "path"
+    broken.mkdir()
+    (broken / "torch.py").write_text('raise RuntimeError("no such instruction")')
+    monkeypatch.setenv("PYTHONPATH", str(broken))
+    with Atoken(folder, "serve", "serve", "--port", "0") as atoken:
+        assert atoken.popen.wait(90) == 1
+        said = [line for line in atoken.err.read_text().splitlines() if line.startswith(("The worker", "AToken"))]
+        cause = "the worker ended with status 1 (RuntimeError: no such instruction)"
+        assert said == [f"T{cause[1:]}; starting it again."] * RESTARTS + [
+            f"AToken Serve stopped: {cause}, for the 4th time in 600 s."
+        ]
+
+
 def living_worker(atoken: Atoken, killed: set[int]) -> psutil.Process | None:
     worker = atoken.child("service.worker.main")
     return None if worker.pid in killed else worker
@@ -117,7 +199,9 @@ def test_a_model_that_cannot_be_loaded_ends_everything_with_its_reason(folder: P
     with Atoken(folder, "serve", "serve", "--port", "0", "--model", str(weights)) as atoken:
         assert atoken.popen.wait(90) == 1
         assert "broken.safetensors" in atoken.events("worker_cannot_start")[0]["detail"]
-        assert "the worker cannot start" in atoken.err.read_text().splitlines()[-1]
+        last = atoken.err.read_text().splitlines()[-1]
+        assert last.startswith("AToken Serve stopped: the worker cannot start: ")
+        assert "broken.safetensors" in last
 
 
 def test_a_model_that_is_not_there_is_refused_before_anything_starts(folder: Path) -> None:
@@ -125,3 +209,28 @@ def test_a_model_that_is_not_there_is_refused_before_anything_starts(folder: Pat
         assert atoken.popen.wait(60) == 2
         assert "'no-such-model' is not there" in atoken.err.read_text()
         assert atoken.out.read_text() == ""
+
+
+def test_the_container_engine_waits_longer_than_a_stop_takes() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    settings = Settings()
+    for name in ("api", "worker"):
+        patience = int(services[name]["stop_grace_period"].removesuffix("s"))
+        assert patience > settings.drain_s + settings.shutdown_s + 5, name
+
+
+@pytest.mark.parametrize(
+    ("log", "cause"),
+    [
+        ("", ""),
+        ('{"event": "worker_ready", "level": "info"}\n', ""),
+        ('{"event": "device_lost", "level": "critical", "detail": "no GPU"}\n{"level": "info"}\n', "no GPU"),
+        ('{"event": "fault", "level": "error", "exception": "Traceback\\n  x\\nValueError: 3"}', "ValueError: 3"),
+        ('{"event": "fault", "level": "error"}', "fault"),
+        ('{"level": "error", "detail": "long ago"}\n' + '{"level": "info"}\n' * 5, ""),
+        ("Traceback (most recent call last):\n  File\nMemoryError\n", "MemoryError"),
+        ('lf": 1}\n{"level": 3}\n{broken', ""),
+    ],
+)
+def test_the_cause_is_the_last_error(log: str, cause: str) -> None:
+    assert find_cause(log) == cause

@@ -1,16 +1,17 @@
 #!lua flags=allow-oom
 -- Say that a worker lives, make sure that the groups exist, keep its jobs.
 -- KEYS: workers, worker, queue of lane 0, of lane 1, then job and queue of each lease.
--- ARGV: worker, ready, tokens per second, card, then fence and stream id of each lease. Returns the lost leases (1...).
+-- ARGV: worker, ready, tokens per second of encode and of decode, card, then fence and
+-- stream id of each lease. Returns the lost leases (1...).
 redis.call('ZADD', KEYS[1], ms(now_ms()), ARGV[1])
-redis.call('HSET', KEYS[2], 'ready', ARGV[2], 'rate', ARGV[3], 'card', ARGV[4])
+redis.call('HSET', KEYS[2], 'ready', ARGV[2], 'encode', ARGV[3], 'decode', ARGV[4], 'card', ARGV[5])
 redis.call('PEXPIRE', KEYS[2], 600000)
 for i = 3, 4 do -- from id 0: what came before the group, or before it was lost, must be seen. An error: it exists
   redis.pcall('XGROUP', 'CREATE', KEYS[i], 'w', '0', 'MKSTREAM')
 end
 local lost = {}
 for i = 1, (#KEYS - 4) / 2 do
-  local job, queue, fence, mid = KEYS[2 * i + 3], KEYS[2 * i + 4], ARGV[2 * i + 3], ARGV[2 * i + 4]
+  local job, queue, fence, mid = KEYS[2 * i + 3], KEYS[2 * i + 4], ARGV[2 * i + 4], ARGV[2 * i + 5]
   local j = redis.call('HMGET', job, 'st', 'f', 'w')
   if j[1] == 'running' and j[2] == fence and j[3] == ARGV[1] then
     -- XCLAIM would also steal from a new owner, so only after the check.

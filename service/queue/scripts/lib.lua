@@ -32,9 +32,11 @@ local function finish(state, code, detail, more)
   redis.call('XDEL', KEYS[2], j[2])
   local held_by = redis.call('HGET', KEYS[4], j[1])
   if held_by then
-    local cost, bytes, tenant = string.match(held_by, '^(%d+) (%d+) %d+ (.*)$')
+    local cost, encode, decode, bytes, tenant = string.match(held_by, '^(%d+) (%d+) (%d+) (%d+) %d+ (.*)$')
     redis.call('HDEL', KEYS[4], j[1])
     redis.call('HINCRBY', KEYS[3], 'tokens', 0 - cost) -- not -cost: minus zero is no integer to Redis 7.0
+    redis.call('HINCRBY', KEYS[3], 'encode', 0 - encode)
+    redis.call('HINCRBY', KEYS[3], 'decode', 0 - decode)
     redis.call('HINCRBY', KEYS[3], 'bytes', 0 - bytes)
     redis.call('HINCRBY', KEYS[3], 'items', -1)
     if redis.call('HINCRBY', KEYS[3], 't:' .. tenant, 0 - cost) <= 0 then

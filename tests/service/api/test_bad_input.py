@@ -136,6 +136,7 @@ def test_headers_that_are_too_large_together(api: Api, count: int) -> None:
         ({"floats": "perhaps"}, "floats"),
         ({"seed": "-1"}, "seed"),
         ({"seed": "1.5"}, "seed"),
+        ({"sample": "maybe"}, "sample"),
         ({"on_error": "ignore"}, "on_error"),
         ({"model": "m" * 300}, "model"),
     ],
@@ -259,7 +260,10 @@ def test_missing_file_part_names_what_is_there(client: httpx.Client) -> None:
         (b'{"file": []}', 422, "invalid_parameter"),
         (b'{"file": "YQ==", "data": "YQ=="}', 422, "invalid_parameter"),
         (b'{"file": "not base64!"}', 422, "invalid_parameter"),
-        (b'{"file": "YQ"}', 422, "invalid_parameter"),
+        (b'{"file": "YQ"}', 415, "unsupported_media_type"),
+        (b'{"file": "YQA"}', 415, "unsupported_media_type"),
+        (b'{"file": "Y"}', 422, "invalid_parameter"),
+        (b'{"file": "YQ==="}', 422, "invalid_parameter"),
         (b'{"file": ""}', 400, "truncated_body"),
         (b'{"file": "http://127.0.0.1:9/a.png"}', 422, "invalid_parameter"),
         (b'{"file": "file:///etc/hostname"}', 422, "invalid_parameter"),
@@ -281,8 +285,95 @@ def test_json_that_is_wrong(client: httpx.Client, body: bytes, status: int, code
 
 
 def test_problem_does_not_repeat_what_was_sent(client: httpx.Client) -> None:
-    response = client.post("/encode", json={"file": "secret-payload!", "fit": "secret-option"})
-    assert "secret" not in response.text
+    response = client.post("/encode", json={"file": "secret-payload!", "fit": "pad"})
+    assert "secret" not in problem(response, 422, "invalid_parameter")["detail"]
+    for value in ({"secret": 1}, ["secret", 5]):
+        response = client.post("/encode", json={"file": value})
+        assert "secret" not in problem(response, 422, "invalid_parameter")["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "detail"),
+    [
+        (
+            "/encode",
+            {"outputs": "latent"},
+            "`outputs`: given is 'latent', allowed are latents, codes, embedding, features, reconstruction",
+        ),
+        ("/embed", {"outputs": ["latents"]}, "`outputs`: given is 'latents', allowed are embedding, features"),
+        ("/encode", {"outputs": ""}, "`outputs`: given is none, allowed are latents"),
+        ("/encode", {"outputs": 7}, "`outputs`: given is 7, allowed are latents"),
+        ("/encode", {"outputs": "x" * 9000}, "`outputs`: given is '" + "x" * 50 + "'..., allowed are latents"),
+        ("/encode", {"fit": "stretch"}, "`fit`: given is 'stretch', wanted is 'pad' or 'crop'"),
+        ("/encode", {"seed": 1.5, "sample": True}, "`seed`: given is 1.5, wanted is a whole number"),
+        ("/encode", {"seed": -1, "sample": True}, "`seed`: given is -1, wanted is at least 0"),
+        ("/encode", {"floats": "perhaps"}, "`floats`: given is 'perhaps', wanted is true or false"),
+        ("/encode", {"file": [TEXT, 7]}, "`file`: given is a number, wanted is base64 text or a list of such"),
+        ("/encode", {"model": "m" * 300}, "`model`: given are 300 characters, at most 200 are allowed"),
+        ("/decode", {"quality": 101, "file": None}, "`quality`: given is 101, wanted is at most 100"),
+        ("/decode", {"layout": "image", "file": None}, "`layout`: given is text, wanted is an object"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_allowed(
+    client: httpx.Client, path: str, body: dict[str, Any], detail: str
+) -> None:
+    content = {"file": TEXT} if path != "/decode" else {"latents": LATENTS, "coords": COORDS}
+    sent = {name: value for name, value in (content | body).items() if value is not None}
+    assert detail in problem(client.post(path, json=sent), 422, "invalid_parameter")["detail"]
+
+
+@pytest.mark.parametrize("sample", [{}, {"sample": False}])
+def test_a_seed_without_sampling_is_refused(client: httpx.Client, sample: dict[str, bool]) -> None:
+    found = problem(client.post("/encode", json={"file": TEXT, "seed": 1, **sample}), 422, "invalid_parameter")
+    assert "`seed`" in found["detail"]
+    assert "`sample=true`" in found["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/encode", {"file": "not base64!"}, "`file`"),
+        ("/encode", {"data": ["not base64!"]}, "`data.0`"),
+        ("/encode", {"items": [{"data": "not base64!"}]}, "`items.0.data`"),
+        ("/decode", {"data": "not base64!"}, "`data`"),
+        ("/decode", {"items": [{"data": "not base64!"}]}, "`items.0.data`"),
+    ],
+)
+def test_bad_base64_is_told_with_its_field(client: httpx.Client, path: str, body: dict[str, Any], field: str) -> None:
+    detail = problem(client.post(path, json=body), 422, "invalid_parameter")["detail"]
+    assert detail.startswith(f"{field} is not valid base64")
+
+
+def test_base64_may_be_sent_without_padding(client: httpx.Client) -> None:
+    for missing in range(3):
+        picture = PICTURE + bytes(-(len(PICTURE) + missing) % 3)  # what follows a PNG's end is not read
+        text = base64.b64encode(picture).decode()
+        assert text.count("=") == missing
+        for sent in (text, text.rstrip("="), "data:image/png;base64," + text.rstrip("=")):
+            response = client.post("/encode", json={"file": sent})
+            assert response.status_code == 200, response.text
+    arrays = [np.zeros((1, 8), np.uint8), np.zeros((1, 4), np.int32)]
+    tensors = [
+        {"dtype": str(array.dtype), "shape": list(array.shape), "data": base64.b64encode(array.tobytes()).decode()}
+        for array in arrays
+    ]
+    assert [tensor["data"].count("=") for tensor in tensors] == [1, 2]
+    for strip in ("", "="):
+        codes, coords = ({**tensor, "data": tensor["data"].rstrip(strip)} for tensor in tensors)
+        response = client.post("/decode", json={"codes": codes, "coords": coords})
+        assert response.status_code == 200, response.text
+
+
+def test_a_format_that_holds_no_reconstruction_says_so(client: httpx.Client) -> None:
+    for outputs in ("reconstruction", "latents,reconstruction"):
+        response = client.post(
+            "/encode",
+            content=PICTURE,
+            params={"outputs": outputs},
+            headers={"Accept": "application/vnd.safetensors"},
+        )
+        detail = problem(response, 406, "not_acceptable")["detail"]
+        assert "a reconstruction is pixels, which a token file, npy and npz do not hold" in detail
 
 
 # --- tokens

@@ -29,6 +29,9 @@ def test_limits_are_those_in_force(api: Api, prefix: str) -> None:
     assert limits["media"]["window_tokens"] == api.settings.media.window_tokens
     assert "png" in limits["formats"]["image"]
     assert "redis" not in str(limits)
+    assert limits["queue_tokens"] is None  # it follows the workers' speed
+    with Api(api.settings.redis_url or "", queue_tokens=5000) as fixed:
+        assert fixed.client.get(f"{prefix}/limits").json()["queue_tokens"] == 5000
 
 
 def test_health(client: httpx.Client) -> None:
@@ -39,7 +42,8 @@ def test_health(client: httpx.Client) -> None:
         assert (head.status_code, head.content) == (200, b"")
     body = client.get("/health").json()
     assert body["status"] == "ready"
-    assert len(body["checks"]["workers"]["workers"]) == 2
+    speeds = [worker["tokens_per_s"] for worker in body["checks"]["workers"]["workers"]]
+    assert speeds == [{"encode": 50_000, "decode": 1000}] * 2
 
 
 def test_metrics_count_and_have_no_ids_in_labels(client: httpx.Client) -> None:
@@ -69,6 +73,9 @@ def test_metrics_count_and_have_no_ids_in_labels(client: httpx.Client) -> None:
     pool = f"{CONTINUOUS['name']}@{CONTINUOUS['revision'][:12]}"
     assert after["atoken_workers_ready", (("pool", pool),)] == 1
     assert after["atoken_queue_tokens", (("pool", pool),)] == 0
+    assert after["atoken_queue_wait_seconds", (("pool", pool),)] == 0
+    assert after["atoken_workers_tokens_per_second", (("op", "encode"), ("pool", pool))] == 50_000
+    assert after["atoken_workers_tokens_per_second", (("op", "decode"), ("pool", pool))] == 1000
     assert "look-for-me" not in client.get("/metrics").text
 
 

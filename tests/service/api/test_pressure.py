@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import signal
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import httpx
+import numpy as np
 import pytest
 
+from media.sniff import probe
+from service.api import items
 from service.queue.client import QueueClient
 from service.queue.server import PrivateRedis
 from tests.service.api.block_worker import BlockWorker
-from tests.service.api.conftest import blocks, png, problem
+from tests.service.api.conftest import blocks, mp4, png, problem
 from tests.service.api.rig import Api
 
 PICTURE = png(blocks(64, 64))  # 16 tokens
@@ -25,8 +30,7 @@ BIG = png(blocks(512, 512))  # 1024 tokens
 @pytest.fixture
 def held(worker: BlockWorker) -> Iterator[BlockWorker]:
     """The worker, which takes nothing until the test ends or lets it."""
-    worker.running.clear()
-    time.sleep(0.1)  # a fetch may be under way; a job that it takes is answered at once
+    worker.hold()
     try:
         yield worker
     finally:
@@ -46,11 +50,9 @@ def queued(api: Api) -> int:
     return sum(int(float(line.rpartition(" ")[2])) for line in lines)
 
 
-def send_without_waiting(api: Api, body: bytes = PICTURE, headers: str = "") -> socket.socket:
+def send_without_waiting(api: Api, body: bytes = PICTURE, headers: str = "", path: str = "/encode") -> socket.socket:
     connection = socket.create_connection(("127.0.0.1", api.port), timeout=20.0)
-    head = (
-        f"POST /encode HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
-    )
+    head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
     connection.sendall(head.encode() + body)
     return connection
 
@@ -88,6 +90,66 @@ def test_full_queue_is_429_with_retry_after(redis_url: str, held: BlockWorker) -
             held.running.set()
             wait_for(lambda: queued(api) == 0, "the queue does not drain")
         assert api.client.post("/encode", content=BIG).status_code == 200
+
+
+def test_what_no_worker_does_in_time_is_refused_at_once(api: Api, held: BlockWorker) -> None:
+    """1024 tokens take 1 s to decode and a fiftieth of that to encode, says the worker."""
+    tokens = {
+        "codes": {"dtype": "int16", "shape": [1024, 8], "data": base64.b64encode(bytes(16_384)).decode()},
+        "coords": [[0, x, y, 0] for x in range(32) for y in range(32)],
+    }
+    begun = time.monotonic()
+    response = api.client.post("/decode", json=tokens, headers={"Request-Timeout": "0.6"})
+    found = problem(response, 422, "deadline_too_short")
+    assert time.monotonic() - begun < 0.5
+    assert (found["limit"], found["actual"]) == (0.6, 1.02)
+    assert "this takes about 1.02 s on an idle worker, the request allows 0.6 s" in found["detail"]
+    assert "`Request-Timeout: 2` (at most 300)" in found["detail"]
+    assert "retry-after" not in response.headers
+    for path, headers, body in (
+        ("/decode", {"Request-Timeout": "0.8"}, {"json": tokens}),  # an estimate may be wrong by half
+        ("/encode", {"Request-Timeout": "0.6"}, {"content": BIG}),
+    ):
+        problem(api.client.post(path, headers=headers, **body), 504, "deadline_exceeded")
+    both = {"content": BIG, "params": {"outputs": "reconstruction"}, "headers": {"Request-Timeout": "0.6"}}
+    assert problem(api.client.post("/encode", **both), 422, "deadline_too_short")["actual"] == 1.04
+    wait_for(lambda: queued(api) == 0, "the expired jobs stay in the queue")
+
+
+def test_a_clip_whose_header_hides_its_length_is_reckoned_when_it_is_known(
+    api: Api, held: BlockWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(items, "probe", lambda *args, **options: replace(probe(*args, **options), frames=None))
+    clip = mp4(np.zeros((40, 256, 256, 3), np.uint8))  # 2560 tokens
+    query, headers = {"outputs": "reconstruction"}, {"Request-Timeout": "1.5"}
+    response = api.client.post("/encode", content=clip, params=query, headers=headers)
+    assert problem(response, 422, "deadline_too_short")["actual"] == 2.61
+
+
+def test_a_decode_ahead_is_reckoned_at_its_own_speed(api: Api, held: BlockWorker) -> None:
+    wait_for(lambda: queued(api) == 0, "the queue is not empty")
+    picture = png(blocks(768, 768))  # 2304 tokens: 2.3 s of decoding
+    query = "/encode?outputs=reconstruction"
+    with send_without_waiting(api, picture, path=query):
+        wait_for(lambda: queued(api) == 1, "the job is not queued")
+        time.sleep(0.3)  # the load may be a quarter of a second old
+        response = api.client.post("/encode", content=PICTURE, headers={"Request-Timeout": "2"})
+        found = problem(response, 429, "would_miss_deadline")
+        assert 1.5 < found["limit"] <= 2.0
+        assert 2.3 <= found["actual"] <= 2.4
+        assert "it takes about 2.4 s, the request allows" in found["detail"] or "2.3 s" in found["detail"]
+        assert response.headers["retry-after"] in ("1", "2")
+        held.running.set()
+        wait_for(lambda: queued(api) == 0, "the queue does not drain")
+
+
+@pytest.mark.parametrize("seconds", ["0.000001", "0.01", "0.05"])
+def test_a_tiny_timeout_on_an_idle_queue_is_a_deadline_that_passed(api: Api, seconds: str) -> None:
+    wait_for(lambda: queued(api) == 0, "the queue is not empty")
+    for _ in range(5):
+        response = api.client.post("/encode", content=PICTURE, headers={"Request-Timeout": seconds})
+        code = response.json().get("code")
+        assert (response.status_code, code) in ((200, None), (504, "deadline_exceeded"), (422, "deadline_too_short"))
 
 
 def test_too_many_requests_at_once(redis_url: str, held: BlockWorker) -> None:

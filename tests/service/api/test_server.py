@@ -88,48 +88,45 @@ def test_log_is_one_json_line_a_request_without_secrets(redis_url: str, worker: 
     assert "?" not in entry["route"]
 
 
+@contextmanager
+def request_in_flight(base: str, worker: BlockWorker) -> Iterator[socket.socket]:
+    """A request that the worker does not answer until worker.running is set; at the end it is."""
+    worker.running.clear()
+    try:
+        time.sleep(0.1)
+        host, port = base.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=20.0) as connection:
+            head = f"POST /encode HTTP/1.1\r\nHost: a\r\nContent-Length: {len(PICTURE)}\r\nConnection: close\r\n\r\n"
+            connection.sendall(head.encode() + PICTURE)
+            time.sleep(0.3)
+            yield connection
+    finally:
+        worker.running.set()
+
+
+def read_all(connection: socket.socket) -> bytes:
+    return b"".join(iter(lambda: connection.recv(65_536), b""))
+
+
 def test_sigterm_finishes_what_is_in_flight(redis_url: str, worker: BlockWorker, tmp_path: Path) -> None:
     with server(redis_url, tmp_path / "log", drain_s="0.5") as (process, base):
-        worker.running.clear()
-        try:
-            time.sleep(0.1)
-            host, port = base.removeprefix("http://").split(":")
-            with socket.create_connection((host, int(port)), timeout=20.0) as connection:
-                head = (
-                    f"POST /encode HTTP/1.1\r\nHost: a\r\nContent-Length: {len(PICTURE)}\r\nConnection: close\r\n\r\n"
-                )
-                connection.sendall(head.encode() + PICTURE)
-                time.sleep(0.3)
-                process.send_signal(signal.SIGTERM)
-                time.sleep(0.2)
-                ready = httpx.get(f"{base}/health/ready")
-                assert (ready.status_code, ready.json()["code"]) == (503, "shutting_down")
-                worker.running.set()
-                answer = b"".join(iter(lambda: connection.recv(65_536), b""))
-            assert b" 200 OK" in answer.split(b"\r\n")[0]
-        finally:
+        with request_in_flight(base, worker) as connection:
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.2)
+            ready = httpx.get(f"{base}/health/ready")
+            assert (ready.status_code, ready.json()["code"]) == (503, "shutting_down")
             worker.running.set()
+            assert b" 200 OK" in read_all(connection).split(b"\r\n")[0]
         assert process.wait(20.0) == 0
 
 
 def test_sigterm_with_a_request_that_does_not_end(redis_url: str, worker: BlockWorker, tmp_path: Path) -> None:
     with server(redis_url, tmp_path / "log", shutdown_s="2") as (process, base):
-        worker.running.clear()
-        try:
-            time.sleep(0.1)
-            host, port = base.removeprefix("http://").split(":")
-            with socket.create_connection((host, int(port)), timeout=20.0) as connection:
-                head = (
-                    f"POST /encode HTTP/1.1\r\nHost: a\r\nContent-Length: {len(PICTURE)}\r\nConnection: close\r\n\r\n"
-                )
-                connection.sendall(head.encode() + PICTURE)
-                time.sleep(0.3)
-                process.send_signal(signal.SIGTERM)
-                answer = b"".join(iter(lambda: connection.recv(65_536), b""))
-            assert b" 503 " in answer.split(b"\r\n")[0]
-            assert b"shutting_down" in answer
-        finally:
-            worker.running.set()
+        with request_in_flight(base, worker) as connection:
+            process.send_signal(signal.SIGTERM)
+            answer = read_all(connection)
+        assert b" 503 " in answer.split(b"\r\n")[0]
+        assert b"shutting_down" in answer
         assert process.wait(20.0) == 0
 
 

@@ -55,7 +55,7 @@ def test_status_of_media_codes_is_the_same_in_both_tables() -> None:
 def test_every_error_of_a_lower_layer_has_a_problem() -> None:
     for code in STATUS:
         assert as_problem(MediaError(code, "x", limit=1, actual=2)).code == code
-    for code in ("queue_full", "tenant_quota", "would_miss_deadline", "queue_full_memory", "no_worker"):
+    for code in ("queue_full", "would_miss_deadline", "queue_full_memory", "no_worker"):
         found = as_problem(Refused(code, retry_after=3.2))  # type: ignore[arg-type]
         assert (found.code, found.retry_after) == (code, 3.2)
     assert as_problem(QueueUnavailable("x")).code == "queue_unavailable"

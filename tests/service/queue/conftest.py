@@ -96,7 +96,12 @@ class Queue:
         for name in self.raw.scan_iter(match=self.keys.job("*"), count=1000):
             job = {k.decode(): v.decode() for k, v in self.raw.hgetall(name).items()}
             if job.get("st") in ("queued", "running"):
-                adds = {"tokens": int(job["c"]), "bytes": -(-int(job["b"]) * 5 // 4), "items": 1}
+                adds = {
+                    "tokens": int(job["c"]),
+                    direction(job): int(job["c"]),
+                    "bytes": -(-int(job["b"]) * 5 // 4),
+                    "items": 1,
+                }
                 adds["t:" + job["t"]] = int(job["c"])
                 for key, value in adds.items():
                     sums[key] = sums.get(key, 0) + value
@@ -126,7 +131,13 @@ class Queue:
             await asyncio.sleep(0.01)
         assert self.blobs() == []
         assert self.counters() == {}
-        assert {key.decode() for key in self.raw.hkeys(self.keys.counters)} <= {"tokens", "bytes", "items"}
+        assert {key.decode() for key in self.raw.hkeys(self.keys.counters)} <= {
+            "tokens",
+            "encode",
+            "decode",
+            "bytes",
+            "items",
+        }
         assert self.recount() == {}
         assert self.raw.hlen(self.keys.active) == 0
         assert self.pending() == 0
@@ -135,6 +146,10 @@ class Queue:
         for end in self._open:
             await end.close()
         self.raw.close()
+
+
+def direction(job: dict[str, str]) -> str:
+    return "decode" if job["op"] == "decode" else "encode"
 
 
 def done(lease: Lease, payload: bytes = b"ok") -> Answer:

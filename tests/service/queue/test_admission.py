@@ -1,10 +1,14 @@
 """What is refused, with which numbers, and that a refusal leaves nothing behind."""
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from service.queue.client import QueueClient
+from service.queue.consumer import QueueConsumer
+from service.queue.estimate import Load, Rates, Work
 from service.queue.jobs import Refused
 from tests.service.queue.conftest import MAXMEMORY, Queue, done
 
@@ -14,6 +18,12 @@ async def refused(client: Any, job: Any, payload: bytes = b"x") -> Refused:
         await client.submit(job, payload)
     assert caught.value.retry_after >= 1
     return caught.value
+
+
+async def report(client: QueueClient, worker: QueueConsumer, rates: Rates) -> None:
+    await worker.report(Queue.pool, rates)
+    await worker.beat([])
+    await client._registry.refresh()
 
 
 @pytest.mark.parametrize("size", [10, 300_000])  # below and above the size that is looked at before it is sent
@@ -42,11 +52,9 @@ async def test_each_limit(queue: Queue, size: int, limits: dict[str, int], limit
 async def test_a_limit_follows_the_workers_rate(queue: Queue) -> None:
     client = await queue.client(floor_tokens=50, queue_seconds=2.0)
     worker = await queue.worker()
-    assert (await refused(client, queue.job(cost=51))).limit == 50
-    await worker.report(100.0)
-    await worker.beat([])
-    await client._registry.refresh()
-    await client.submit(queue.job(cost=199), b"x")
+    await client.submit(queue.job(cost=199), b"x")  # an empty queue takes anything
+    assert (await refused(client, queue.job(cost=1))).limit == 50
+    await report(client, worker, Rates(encode=100.0))
     refusal = await refused(client, queue.job(cost=199))
     assert (refusal.limit, refusal.actual) == (200, 398)
     # (199 + 199 - 0.8 * 200) tokens at 100 a second, and up to 20 % more.
@@ -56,14 +64,65 @@ async def test_a_limit_follows_the_workers_rate(queue: Queue) -> None:
 async def test_a_wait_longer_than_the_deadline_is_refused_at_once(queue: Queue) -> None:
     client = await queue.client(tokens=10_000)
     worker = await queue.worker()
-    await worker.report(100.0)
-    await worker.beat([])
-    await client._registry.refresh()
+    await report(client, worker, Rates(encode=100.0))
     await client.submit(queue.job(cost=1000, seconds=1.0), b"x")  # an empty queue takes anything
     refusal = await refused(client, queue.job(seconds=5.0))
-    assert (refusal.code, refusal.limit, refusal.actual) == ("would_miss_deadline", 4, 10)
+    assert (refusal.code, refusal.limit, refusal.actual) == ("would_miss_deadline", 5.0, 10.1)
+    assert 5.0 <= refusal.retry_after <= 5.2 * 1.2
     await client.submit(queue.job(seconds=20.0), b"x")
-    assert (await refused(client, queue.job(seconds=-1.0))).code == "would_miss_deadline"
+    # Its own time counts, too: 10.1 s of others and at least 1500 / 100 / 1.5 of its own.
+    assert (await refused(client, queue.job(cost=1500, seconds=20.0))).code == "would_miss_deadline"
+    await client.submit(queue.job(cost=1500, seconds=21.0), b"x")
+
+
+async def test_each_operation_counts_at_its_own_speed(queue: Queue) -> None:
+    """A decode of few tokens may be most of the queue."""
+    client = await queue.client(floor_tokens=10, queue_seconds=60.0)
+    worker = await queue.worker()
+    await report(client, worker, Rates(encode=1000.0, decode=10.0))
+    encode, decode = queue.job(cost=1000), queue.job(op="decode", cost=100)
+    both = queue.job(cost=50, options={"outputs": ["reconstruction"]})
+    for job in (encode, decode, both):
+        await client.submit(job, b"x")
+    load = (await client.stats())[queue.pool]
+    assert (load.tokens, load.work) == (1150, Work(encode=1050, decode=150))
+    assert load.wait_s == pytest.approx(1.05 + 15.0)
+    refusal = await refused(client, queue.job(seconds=16.0))
+    assert (refusal.code, refusal.actual) == ("would_miss_deadline", 16.1)
+    await client.submit(queue.job(seconds=17.0), b"x")
+    # 60 s at the mix that would then wait: 1060 tokens to encode, 650 to decode.
+    refusal = await refused(client, queue.job(op="decode", cost=500, seconds=100.0))
+    assert (refusal.code, refusal.limit, refusal.actual) == ("queue_full", int(1660 * 60 / 66.06), 1660)
+    await client.submit(queue.job(op="decode", cost=430, seconds=100.0), b"x")
+    await worker.reap()  # counts anew
+    assert (await client.stats())[queue.pool].work == Work(encode=1060, decode=580)
+    queue.raw.delete(queue.keys.reap_lock)
+    for job in (encode, decode, both):
+        await client.cancel(job.id)
+    assert (await client.stats())[queue.pool].work == Work(encode=10, decode=430)
+
+
+async def test_two_workers_halve_the_wait_but_not_the_job(queue: Queue) -> None:
+    client = await queue.client()
+    for name in ("one", "two"):
+        await report(client, await queue.worker(name), Rates(encode=100.0))
+    await client.submit(queue.job(cost=1000), b"x")
+    load = (await client.stats())[queue.pool]
+    assert (load.wait_s, load.fastest) == (5.0, Rates(encode=100.0))
+    # 5 s of others by both, then at least 900 / 100 / 1.5 s by one.
+    refusal = await refused(client, queue.job(cost=900, seconds=10.5))
+    assert (refusal.code, refusal.actual) == ("would_miss_deadline", 11.0)
+    await client.submit(queue.job(cost=900, seconds=11.5), b"x")
+
+
+async def test_a_deadline_that_has_passed_is_an_answer_not_a_refusal(queue: Queue) -> None:
+    client = await queue.client()
+    await queue.worker()
+    job = queue.job(seconds=-1.0)
+    await client.submit(job, b"x")
+    answer = await client.wait(job.id)
+    assert (answer.status, answer.code) == ("expired", "deadline_exceeded")
+    await queue.assert_empty()
 
 
 async def test_tenants_share(queue: Queue) -> None:
@@ -80,11 +139,11 @@ async def test_tenants_share(queue: Queue) -> None:
 
     # Alone: half, so that there is room for a newcomer. Then a third, and never less than a quarter.
     taken, refusal = await fill("a")
-    assert (taken, refusal.code, refusal.limit, refusal.actual) == (60, "tenant_quota", 60, 70)
+    assert (taken, refusal.code, refusal.limit, refusal.actual) == (60, "queue_full", 60, 70)
     taken, refusal = await fill("b")
-    assert (taken, refusal.code, refusal.limit) == (40, "tenant_quota", 40)
+    assert (taken, refusal.code, refusal.limit) == (40, "queue_full", 40)
     taken, refusal = await fill("c")
-    assert (taken, refusal.code) == (20, "queue_full")
+    assert (taken, refusal.code, refusal.limit) == (20, "queue_full", 120)
 
 
 async def test_without_keys_nobody_has_a_share(queue: Queue) -> None:
@@ -128,7 +187,7 @@ async def test_a_full_server_refuses_and_drains(queue: Queue) -> None:
     [large] = await worker.start_jobs([await queue.take(worker)])
     await worker.set_ready(True)
     assert await worker.beat([large]) == []
-    assert await worker.commit(large, done(large, b"z" * 100_000))
+    assert await worker.commit(large, done(large, b"z" * 300_000))
     answer = await client.wait(large.job.id)
     assert (answer.status, answer.code, answer.payload) == ("failed", "queue_full_memory", None)
     [small] = await worker.start_jobs([await queue.take(worker)])
@@ -179,18 +238,19 @@ async def test_models_workers_and_stats(queue: Queue) -> None:
     assert await client.models() == [queue.card]
     await second.start([queue.card | {"max_item_tokens": 500}])
     await second.set_ready(True)
-    await first.report(100.0)
-    await first.beat([])
-    await client._registry.refresh()
+    await report(client, first, Rates(encode=100.0, decode=40.0))
     assert await client.models() == [queue.card | {"max_item_tokens": 500}]
-    assert [(w.id, w.ready, w.tokens_per_s, w.pool) for w in await client.workers()] == [
-        ("first", True, 100.0, queue.pool),
-        ("second", True, 0.0, queue.pool),
+    assert [(w.id, w.ready, w.rates, w.pool) for w in await client.workers()] == [
+        ("first", True, Rates(encode=100.0, decode=40.0), queue.pool),
+        ("second", True, Rates(), queue.pool),
     ]
     await client.submit(queue.job(cost=30), b"x" * 100)
-    stats = (await client.stats())[queue.pool]
-    assert 0 <= stats.pop("oldest_s") < 5
-    assert stats == {"tokens": 30, "bytes": 125, "items": 1, "workers": 2, "tokens_per_s": 100}
+    load = (await client.stats())[queue.pool]
+    assert 0 <= load.oldest_s < 5
+    rates = Rates(encode=100.0, decode=40.0)
+    assert replace(load, oldest_s=0.0) == Load(
+        tokens=30, bytes=125, items=1, work=Work(encode=30), workers=2, rates=rates, fastest=rates
+    )
     assert 0 < await client.ping() < 1000
 
 

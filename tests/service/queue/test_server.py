@@ -111,7 +111,7 @@ def test_all_keys_of_a_pool_share_one_hash_tag() -> None:
     names = [*keys.ending("j", 1, "api", 9_000_000), keys.workers, keys.worker("w"), keys.reap_lock]
     names += keys.outputs("j", 3, 5_000_000)
     assert len(set(names)) == len(names) == 6 + 3 + 3 + 2
-    assert all(name.startswith("at:1:{m@0123456789ab}:") for name in names)
+    assert all(name.startswith("at:2:{m@0123456789ab}:") for name in names)
 
 
 @pytest.mark.parametrize("size", [0, 1, blobs.PIECE_BYTES - 1, blobs.PIECE_BYTES, blobs.PIECE_BYTES + 1, 9_000_000])

@@ -165,9 +165,16 @@ async def test_reap_repairs_counters_and_forgets_the_dead(queue: Queue) -> None:
     queue.raw.zadd(queue.keys.workers, {"dead": 1, "holding": 1})
     gone = queue.raw.xrange(queue.keys.queue(0))[-1][1][b"id"].decode()
     queue.raw.delete(queue.keys.job(gone))  # evicted by hand, long past its time
-    queue.raw.hset(queue.keys.active, gone, "5 125 1 u")
+    queue.raw.hset(queue.keys.active, gone, "5 5 0 125 1 u")
     await worker.reap()
-    assert queue.counters() == queue.recount() == {"tokens": 12, "bytes": 250, "items": 2, "t:t": 7, "t:u": 5}
+    assert (
+        queue.counters()
+        == queue.recount()
+        == {
+            **{"tokens": 12, "encode": 12, "bytes": 250, "items": 2},
+            **{"t:t": 7, "t:u": 5},
+        }
+    )
     names = {c["name"].decode() for c in queue.raw.xinfo_consumers(queue.keys.queue(0), "w")}
     assert "dead" not in names
     assert "holding" in names  # its pending entry would be lost with it

@@ -8,6 +8,7 @@ from service.worker import main, runner
 
 
 def hang(*_: object) -> None:
+    print("hanging", flush=True)
     time.sleep(600)
 
 

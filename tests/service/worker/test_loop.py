@@ -18,11 +18,12 @@ from service.queue.consumer import QueueConsumer
 from service.queue.jobs import Answer, Job
 from service.queue.keys import PoolKeys, pool_of
 from service.queue.server import PrivateRedis
-from service.worker.budget import Budget, Speed
+from service.worker.budget import Budget
 from service.worker.loop import EXIT_DEVICE, EXIT_OK, LoopSettings, WorkerLoop
 from service.worker.model_thread import ModelThread
 from service.worker.runner import DeviceLostError, Result, Runner
 from service.worker.selftest import pattern
+from service.worker.speed import Speed
 
 PAYLOAD = wire.dumps({"pixels": pattern(32, 32)[None]}, {"kind": "image", "fps": None, "notes": []})
 LEASE_S = 1.0
@@ -31,8 +32,8 @@ LEASE_S = 1.0
 class HeldRunner(Runner):
     """Runs batches when `go` is set, and remembers them."""
 
-    def __init__(self, tokenizer: Tokenizer, pool: str, budget: Budget) -> None:
-        super().__init__({pool: tokenizer}, budget)
+    def __init__(self, tokenizer: Tokenizer, pool: str, budget: Budget, speed: Speed) -> None:
+        super().__init__({pool: tokenizer}, budget, speed)
         self.go = threading.Event()
         self.go.set()
         self.batches: list[list[str]] = []
@@ -56,14 +57,15 @@ class Rig:
         self.pool = pool_of(self.card)
         self.client = client
         self.budget = Budget(1024)
-        self.runner = HeldRunner(tokenizer, self.pool, self.budget)
+        self.speed = Speed(large_tokens=1)
+        self.runner = HeldRunner(tokenizer, self.pool, self.budget, self.speed)
         self.consumer = QueueConsumer(redis.url, name, [self.pool], lease_s=LEASE_S)
         self.model = ModelThread()
         self.loop = WorkerLoop(
             self.consumer,
             self.runner,
             self.budget,
-            Speed(large_tokens=1),
+            self.speed,
             self.model,
             LoopSettings(lease_s=LEASE_S, batch_items=32, stop_s=5.0),
         )
@@ -168,7 +170,7 @@ async def test_canceled_and_expired_jobs_never_reach_the_model(redis: PrivateRed
 
 async def is_empty(rig: Rig) -> bool:
     stats = (await rig.client.stats())[rig.pool]
-    return stats["tokens"] == stats["items"] == stats["bytes"] == 0
+    return stats.tokens == stats.items == stats.bytes == 0
 
 
 async def test_jobs_of_a_dead_worker_run_alone(redis: PrivateRedis, continuous: Tokenizer) -> None:
@@ -271,8 +273,8 @@ async def test_a_worker_without_a_redis_can_be_stopped(continuous: Tokenizer) ->
     server.close()
     pool = pool_of(continuous.card())
     consumer = QueueConsumer(url, "w1", [pool])
-    budget, model = Budget(1024), ModelThread()
-    loop = WorkerLoop(consumer, Runner({pool: continuous}, budget), budget, Speed(1), model)
+    budget, speed, model = Budget(1024), Speed(1), ModelThread()
+    loop = WorkerLoop(consumer, Runner({pool: continuous}, budget, speed), budget, speed, model)
     task = asyncio.create_task(loop.run([continuous.card()]))
     await asyncio.sleep(0.3)
     assert not task.done()

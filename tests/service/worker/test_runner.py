@@ -14,11 +14,13 @@ from media import wire
 from media.tokens import layout_from_json, layout_to_json
 from media.types import Image, Tokens, Video, Voxels
 from model import Tokenizer
+from service.queue.estimate import Rates
 from service.queue.jobs import Job, Op
 from service.worker.budget import FLOOR_TOKENS, Budget
 from service.worker.payloads import Output
 from service.worker.runner import DeviceLostError, Failure, Result, Runner
 from service.worker.selftest import pattern
+from service.worker.speed import Speed
 
 POOL = "m@1"
 
@@ -60,7 +62,7 @@ def tokens_payload(tokens: Tokens) -> bytes:
 
 
 def run(tokenizer: Tokenizer, jobs: Sequence[Job], payloads: Sequence[bytes], budget: int = 4096) -> list[Result]:
-    return Runner({POOL: tokenizer}, Budget(budget)).run(POOL, jobs, payloads)
+    return Runner({POOL: tokenizer}, Budget(budget), Speed(1)).run(POOL, jobs, payloads)
 
 
 def good(result: Result) -> Output:
@@ -250,7 +252,7 @@ def test_out_of_memory_halves_the_budget_and_the_batch_still_comes_out(continuou
 
     broken = Broken(continuous, fail)
     budget = Budget(4096)
-    runner = Runner({POOL: broken}, budget)  # type: ignore[dict-item]
+    runner = Runner({POOL: broken}, budget, Speed(1))  # type: ignore[dict-item]
     for result in runner.run(POOL, [job("encode", "a"), job("encode", "b")], [item_payload(picture())] * 2):
         good(result)
     assert budget.tokens == 1024
@@ -264,7 +266,7 @@ def test_an_item_that_fits_into_no_memory_is_told_so(continuous: Tokenizer) -> N
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     budget = Budget(1024)
-    runner = Runner({POOL: Broken(continuous, fail)}, budget)  # type: ignore[dict-item]
+    runner = Runner({POOL: Broken(continuous, fail)}, budget, Speed(1))  # type: ignore[dict-item]
     large, fine = runner.run(POOL, [job("encode"), job("encode")], [item_payload(clip()), item_payload(picture())])
     assert isinstance(large, Failure)
     assert large.code == "item_too_large"
@@ -278,3 +280,33 @@ def test_a_lost_device_ends_the_worker_not_the_items(continuous: Tokenizer) -> N
 
     with pytest.raises(DeviceLostError, match="illegal memory access"):
         run(Broken(continuous, fail), [job("encode"), job("encode")], [item_payload(picture())] * 2)  # type: ignore[arg-type]
+
+
+def test_encode_and_decode_are_timed_apart(continuous: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one batch, in the tokens that each of the two had to pass."""
+    now = 0.0
+
+    class Slow:
+        """Takes a second to encode and ten to decode, and fails on what is not decodable."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(continuous, name)
+
+        def encode(self, *args: Any, **options: Any) -> Any:
+            nonlocal now
+            now += 1.0
+            return continuous.encode(*args, **options)
+
+        def decode(self, tokens: Any) -> Any:
+            nonlocal now
+            now += 10.0
+            return continuous.decode(tokens)
+
+    monkeypatch.setattr("service.worker.runner.time.perf_counter", lambda: now)
+    tokens = continuous.encode([picture(32, 32)], {"latents"})[0]
+    speed = Speed(1)
+    jobs = [job("encode", "a"), job("encode", "b", outputs=["reconstruction"]), job("decode", "c"), job("decode", "d")]
+    payloads = [item_payload(picture(32, 32)), item_payload(picture(32, 32)), tokens_payload(tokens), b"nonsense"]
+    results = Runner({POOL: Slow()}, Budget(1024), speed).run(POOL, jobs, payloads)  # type: ignore[dict-item]
+    assert [isinstance(result, Failure) for result in results] == [False, False, False, True]
+    assert speed.rates(POOL) == Rates(encode=8.0, decode=0.8)
