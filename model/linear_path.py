@@ -109,6 +109,9 @@ def neighbour_differences(latents: Tensor, packed: PackedTokens) -> Tensor:
 class DigitTable(nn.Module):
     """How many base-4 digits each coefficient gets, and how fine they are.
 
+    Cells are centred on whole steps, so that a coefficient near 0 comes back as 0 and smooth areas stay smooth; with
+    an even number of cells, one more lies below 0 than above.
+
     step: [L] width of a cell of coefficient k. component: int [L] the coefficient that channel c is a digit of.
     power: int [L] which digit, 0 the least significant.
     """
@@ -130,7 +133,8 @@ class DigitTable(nn.Module):
         """
         counts = torch.bincount(self.component, minlength=len(self.step))
         cells = (FSQ_LEVELS**counts).to(coefficients)
-        index = torch.floor(coefficients / self.step + cells / 2).clamp(min=torch.zeros_like(cells), max=cells - 1)
+        index = torch.floor(coefficients / self.step + (cells + 1) / 2)
+        index = index.clamp(min=torch.zeros_like(cells), max=cells - 1)
         digits = index.long()[:, self.component.long()] // FSQ_LEVELS ** self.power.long() % FSQ_LEVELS
         return coefficients.new_tensor(CENTRES)[digits]
 

@@ -76,8 +76,8 @@ def allocate(coefficients: Tensor, weights: Tensor, scales: Tensor, digits: int)
         cells = FSQ_LEVELS**number
         for reach in torch.linspace(1.0, 12.0, STEPS_TRIED).tolist():  # the cells cover +- reach / 2 deviations
             step = reach / cells
-            index = (coefficients / step + cells / 2).floor().clamp(0, cells - 1)
-            error = loss(coefficients - (index + 0.5 - cells / 2) * step)
+            index = (coefficients / step + (cells + 1) / 2).floor().clamp(0, cells - 1)
+            error = loss(coefficients - (index - cells / 2) * step)
             better = error < errors[:, number] if reach > 1.0 else torch.ones(count, dtype=torch.bool)
             errors[:, number] = torch.where(better, error, errors[:, number])
             steps[:, number] = torch.where(better, torch.tensor(step), steps[:, number])

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from model.blocks import Attention, Block
 from model.config import FSQ_LEVELS
+from model.decoder import Decoder
 from model.encoder import Encoder
-from model.linear_path import NEIGHBOURS, Basis, DigitTable
+from model.linear_path import NEIGHBOURS, Basis, Digits, DigitTable
 from model.network import ATokenNet
 from model.packed import PackedTokens
 from model.rope import frequencies
@@ -56,7 +57,10 @@ def start_at(net: ATokenNet, still: Components, moving: Components, loss: LossCo
 
 
 def start_digits(net: ATokenNet, still: Components, moving: Components, batches: Sequence[PackedTokens]) -> None:
-    """Put base-4 digits between the linear way in and out, after start_at. batches: what they are fitted to."""
+    """Put base-4 digits between the linear way in and out, after start_at. batches: what they are fitted to.
+
+    The decoder's blocks read coefficients of unit variance, as those of the continuous model do, rather than digits.
+    """
     if net.linear_path is None or net.digits is None:
         raise ValueError("a network without digits cannot start with them")
     count = net.config.latent_channels
@@ -70,6 +74,7 @@ def start_digits(net: ATokenNet, still: Components, moving: Components, batches:
             _start_digit_basis(
                 basis, table, components, allocate(coefficients, samples.weights, components.scales, count)
             )
+        _read_coefficients(net.decoder, net.digits)
 
 
 def _start_basis(basis: Basis, components: Components) -> None:
@@ -80,17 +85,35 @@ def _start_basis(basis: Basis, components: Components) -> None:
 
 
 def _start_digit_basis(basis: Basis, table: DigitTable, components: Components, allocation: Allocation) -> None:
-    counts, steps = allocation.counts, allocation.steps.half().float()  # as they will be stored
-    component = torch.arange(len(counts)).repeat_interleave(counts)
-    power = torch.cat([torch.arange(int(number)) for number in counts])
-    cells = FSQ_LEVELS**counts
+    counts = allocation.counts
+    table.step.copy_(allocation.steps.half())  # as they will be stored
+    table.component.copy_(torch.arange(len(counts)).repeat_interleave(counts))
+    table.power.copy_(torch.cat([torch.arange(int(number)) for number in counts]))
     units = components.vectors * components.scales[:, None]  # what a unit of each coefficient is in pixels
-    table.step.copy_(steps)
-    table.component.copy_(component.int())
-    table.power.copy_(power.int())
-    # FSQ hands over (digit - 2) / 2; a coefficient is step * (sum of digit * 4^power + (1 - cells) / 2).
-    basis.synthesis.copy_((units * steps[:, None])[component].T * (2 * FSQ_LEVELS**power))
-    basis.bias.copy_(components.mean + (steps * (cells - 1) / 6) @ units)
+    matrix, shift = _coefficients_of_values(table)
+    basis.synthesis.copy_(units.T @ matrix)
+    basis.bias.copy_(components.mean + shift @ units)
+
+
+def _coefficients_of_values(table: DigitTable) -> tuple[Tensor, Tensor]:
+    """Coefficients in the middle of their cells as matrix @ values + shift, of FSQ values. Returns [L, L], [L]."""
+    component, channels = table.component.long(), torch.arange(len(table.component))
+    cells = FSQ_LEVELS ** component.bincount(minlength=len(table.step))
+    # A value is (digit - 2) / 2, a coefficient step * (sum of digit * 4^power - cells // 2); without digits it is 0.
+    matrix = torch.zeros(len(table.step), len(component))
+    matrix[component, channels] = 2 * table.step[component] * FSQ_LEVELS ** table.power.long()
+    return matrix, table.step * (2 * (cells - 1) / 3 - cells // 2)
+
+
+def _read_coefficients(decoder: Decoder, digits: Digits) -> None:
+    """Mixtures of coefficients for input: two thirds of the channels as stills have them, the rest as clips."""
+    weight, constant = decoder.input_layer.weight, len(decoder.input_layer.weight) - 1
+    stills = 2 * len(weight) // 3
+    for rows, table in ((slice(0, stills), digits.still), (slice(stills, constant), digits.moving)):
+        matrix, shift = _coefficients_of_values(table)
+        # No bias in the decoder; the table of positions, the same everywhere at first, stands in for it.
+        decoder.pos_embedder.position_embedding.weight[:, rows] = weight[rows] @ shift
+        weight[rows] = weight[rows] @ matrix
 
 
 def _start_as_identity(block: Block) -> None:

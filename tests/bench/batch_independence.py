@@ -96,7 +96,7 @@ def boundary_margins(tokenizer: Tokenizer, item: Item) -> np.ndarray:
         table: DigitTable = net.digits.moving if moving else net.digits.still
         cells = mean / table.step
         # Every channel that is a digit of a coefficient may change where that coefficient crosses a cell's edge.
-        edge = (cells - cells.round()).abs()
+        edge = (cells - cells.floor() - 0.5).abs()
         distance = edge[:, table.component.long()]
     return distance.unflatten(-1, (config.codebooks, -1)).amin(-1).cpu().numpy()
 

@@ -78,3 +78,12 @@ def test_clips_come_back(name: str) -> None:
     image, video = tokenizer.decode(tokenizer.encode([Image(pixels=still[0]), Video(frames=still)]))
     # Standing still is the easiest film there is: each frame about as good as the picture.
     assert score("", lambda _: video.frames, [still]).psnr > score("", lambda _: image.pixels, [still[0]]).psnr - 3
+
+
+@pytest.mark.parametrize("colour", [(128, 128, 128), (90, 140, 200), (210, 205, 195), (40, 45, 60), (60, 110, 60)])
+def test_a_wall_of_one_colour_comes_back_without_speckle(colour: tuple[int, int, int]) -> None:
+    tokenizer = load("tiny-discrete")
+    wall = np.full((64, 64, 3), colour, np.uint8)
+    back = tokenizer.decode(tokenizer.encode([Image(pixels=wall)], ["codes"]))[0].pixels.astype(float)
+    assert back.std((0, 1)).max() < 1.5
+    assert np.abs(back - wall).mean() < 3

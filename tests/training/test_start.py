@@ -92,12 +92,51 @@ def test_digits_come_back_as_the_middle_of_their_cell(
     start_digits(net, *components, [training_batch(1, step, library, SMALL, net.config) for step in range(4)])
     packed = training_batch(3, 0, library, SMALL, net.config)
     coefficients = net.linear_path.encode(packed.feats, packed.moving)
-    decoded = net.linear_path.decode(net.quantize(coefficients, packed.moving), packed)[~packed.moving, :768]
+    decoded = net.linear_path.decode(net.quantize(coefficients, packed.moving), packed, 768)[~packed.moving]
     again = components[0].first(48).encode(decoded.detach())
     table = net.digits.still
     cells = 4 ** table.component.bincount(minlength=48)
     wanted = coefficients[~packed.moving].detach()
-    inside = (cells > 1) & (wanted.abs() < table.step * cells / 2)
+    cell = wanted / table.step + cells // 2
+    inside = (cells > 1) & (cell > -0.5) & (cell < cells - 0.5)
     assert inside.any()
     off = (again - wanted).abs() / table.step
     assert off[inside].max() <= 0.5 + 1e-2
+
+
+def test_coefficients_near_0_come_back_as_0(components: tuple[Components, Components], library: Library) -> None:
+    net = build(VARIANTS["tiny-discrete"])
+    start_at(net, *components, LossConfig())
+    start_digits(net, *components, [training_batch(1, step, library, SMALL, net.config) for step in range(4)])
+    packed = training_batch(3, 0, library, SMALL, net.config)
+    for table, basis, rows in (
+        (net.digits.still, components[0], ~packed.moving),
+        (net.digits.moving, components[1], packed.moving),
+    ):
+        noise = torch.rand(len(packed), 48, generator=torch.Generator().manual_seed(0)) - 0.5
+        values = net.quantize(0.99 * noise * table.step, packed.moving)
+        decoded = net.decode(packed.with_feats(values))[rows, : len(basis.mean)]
+        assert len(decoded) > 0
+        assert torch.allclose(decoded, basis.mean.expand_as(decoded), atol=1e-4)
+
+
+def test_the_decoder_of_codes_reads_coefficients(components: tuple[Components, Components], library: Library) -> None:
+    """Its first layer of whole steps must be a linear map of them: what it was before there were digits."""
+    torch.manual_seed(0)
+    net = build(VARIANTS["tiny-discrete"])
+    start_at(net, *components, LossConfig())
+    before = net.decoder.input_layer.weight.detach().clone()
+    start_digits(net, *components, [training_batch(1, step, library, SMALL, net.config) for step in range(4)])
+    packed = training_batch(3, 0, library, SMALL, net.config)
+    for table, channels, rows in (
+        (net.digits.still, slice(0, 96), ~packed.moving),
+        (net.digits.moving, slice(96, 143), packed.moving),
+    ):
+        cells = 4 ** table.component.bincount(minlength=48)
+        share = torch.rand(len(packed), 48, generator=torch.Generator().manual_seed(0))
+        coefficients = ((share * cells).floor() - cells // 2) * table.step
+        values = net.quantize(coefficients, packed.moving)
+        position = net.decoder.pos_embedder.position_embedding.weight[0]
+        read = net.decoder.input_layer(values) + position
+        wanted = coefficients @ before.T
+        assert torch.allclose(read[rows, channels], wanted[rows, channels], atol=1e-3)
