@@ -6,6 +6,7 @@ Letters and shapes as in media/tokens.py, which reads and writes the files that 
 from __future__ import annotations
 
 import math
+import reprlib
 from typing import Any, NoReturn, TypeGuard, cast
 
 import numpy as np
@@ -115,11 +116,17 @@ def layout_from_json(found: object) -> Layout:
     """
     wanted = {"kind", "frames", "height", "width", "grid"}
     if not isinstance(found, dict) or not wanted <= set(found) <= wanted | {"fps"}:
-        refuse("a layout must be an object with kind, frames, height, width, grid and perhaps fps")
+        given = (
+            ", ".join(sorted(map(reprlib.repr, found))) or "nothing" if isinstance(found, dict) else reprlib.repr(found)
+        )
+        refuse(f"a layout must be an object with kind, frames, height, width, grid and perhaps fps, not {given}")
     numbers = [found["frames"], found["height"], found["width"]]
     grid = found["grid"]
     if not are_sizes(numbers) or not are_sizes(grid):
-        refuse("a layout must have whole numbers, none negative: frames, height, width, and three of them in grid")
+        refuse(
+            "a layout must have whole numbers, none negative: frames, height, width, and three of them in grid; "
+            f"given are {reprlib.repr(numbers)} and {reprlib.repr(grid)}"
+        )
     layout = Layout(
         kind=read_kind(found["kind"]),
         frames=numbers[0],
@@ -137,7 +144,7 @@ def layout_from_json(found: object) -> Layout:
 def read_kind(found: object) -> Kind:
     """Read the kind of an item. Raises MediaError `invalid_token_file`."""
     if found not in KINDS:
-        refuse(f"kind must be one of {', '.join(KINDS)}")
+        refuse(f"kind {reprlib.repr(found)}; it must be one of {', '.join(KINDS)}")
     return cast(Kind, found)
 
 
@@ -146,7 +153,7 @@ def read_fps(found: object) -> float | None:
     if found is None:
         return None
     if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found <= 1e6:
-        refuse("fps must be a number of frames per second above 0, or null")
+        refuse(f"fps {reprlib.repr(found)}; it must be a number of frames per second above 0, at most 1e6, or null")
     return float(found)
 
 

@@ -356,11 +356,15 @@ BAD_FILES: dict[str, tuple[bytes, str, str]] = {
     "layout json": (by_hand({"layout": "[{"}), "invalid_token_file", "layout in the metadata: the JSON cannot"),
     "layout count": (by_hand({"layout": "[]"}), "invalid_token_file", "0 values for 1 items"),
     "layout type": (by_hand({"layout": "[7]"}), "invalid_token_file", "a layout must be an object"),
-    "kind": (by_hand({"kind": '["cube"]'}), "invalid_token_file", "kind must be one of image, video, voxels"),
-    "kind type": (by_hand({"kind": '[{"a":1}]'}), "invalid_token_file", "kind must be one of"),
+    "kind": (
+        by_hand({"kind": '["cube"]'}),
+        "invalid_token_file",
+        "kind 'cube'; it must be one of image, video, voxels",
+    ),
+    "kind type": (by_hand({"kind": '[{"a":1}]'}), "invalid_token_file", "it must be one of"),
     "size": (by_hand({"size": "[1, 2]"}), "invalid_token_file", "size in the metadata"),
     "size misfit": (by_hand({"size": "[1, 33, 33]"}), "invalid_token_file", "height 33 does not fit 2 tokens of 16"),
-    "fps": (by_hand({"fps": "[0]"}), "invalid_token_file", "fps must be"),
+    "fps": (by_hand({"fps": "[0]"}), "invalid_token_file", "fps 0; it must be"),
     "kind misfit": (by_hand({"kind": "video", "layout": SAID}), "invalid_token_file", "has kind video, .* image"),
     "size other": (
         by_hand({"size": "[1,21,33]", "layout": SAID}),
