@@ -359,7 +359,7 @@ BAD_FILES: dict[str, tuple[bytes, str, str]] = {
     "kind": (
         by_hand({"kind": '["cube"]'}),
         "invalid_token_file",
-        "kind 'cube'; it must be one of image, video, voxels",
+        "kind 'cube'; it must be one of image, video",
     ),
     "kind type": (by_hand({"kind": '[{"a":1}]'}), "invalid_token_file", "it must be one of"),
     "size": (by_hand({"size": "[1, 2]"}), "invalid_token_file", "size in the metadata"),
