@@ -11,7 +11,6 @@ from model.config import StackConfig
 from model.kernels import packed_attention
 from model.linear import Linear
 from model.norms import HeadNorm, make_norm
-from model.rope import rotate
 
 # Rows of the MLP's hidden layer that are alive at once when no gradient is wanted: the hidden layer is the largest
 # activation by far (4304 a token), and 512 rows of it stay in the cache of a CPU core.
@@ -30,16 +29,20 @@ class Attention(nn.Module):
         self.k_rms_norm = HeadNorm(config.heads, config.head_width) if config.qk_norm else None
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of every token, normed but not yet rotated: three times [N, H, D]."""
+        """Queries, keys and values of every token, neither normed nor rotated: three times [N, H, D]."""
         q, k, v = self.to_qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(1)
-        if self.q_rms_norm is not None and self.k_rms_norm is not None:
-            q, k = self.q_rms_norm(q), self.k_rms_norm(k)
         return q, k, v
 
-    def forward(self, x: Tensor, rotary: Tensor, starts: Sequence[int]) -> Tensor:
-        """Attend inside each window. rotary: complex64 [N, D / 2]; starts: W + 1 window starts. Returns [N, C]."""
-        q, k, v = self.project(x)
-        out = packed_attention(rotate(q, rotary), rotate(k, rotary), v, starts)
+    def gains(self) -> tuple[Tensor | None, Tensor | None]:
+        """Of the norm of queries and keys, [H, D] each; None where there is none."""
+        if self.q_rms_norm is None or self.k_rms_norm is None:
+            return None, None
+        return self.q_rms_norm.gamma, self.k_rms_norm.gamma
+
+    def forward(self, x: Tensor, rotary: Tensor, starts: Sequence[int] | Tensor) -> Tensor:
+        """Attend inside each window. rotary: of rotary_table; starts: of segment_starts. Returns [N, C]."""
+        q_gain, k_gain = self.gains()
+        out = packed_attention(*self.project(x), starts, rotary=rotary, q_gain=q_gain, k_gain=k_gain)
         return self.to_out(out.flatten(1))
 
 
@@ -75,7 +78,7 @@ class Block(nn.Module):
         self.norm2 = make_norm(config)
         self.mlp = MLP(config.width, config.mlp, bias=config.bias)
 
-    def forward(self, h: Tensor, rotary: Tensor, starts: Sequence[int]) -> Tensor:
+    def forward(self, h: Tensor, rotary: Tensor, starts: Sequence[int] | Tensor) -> Tensor:
         """One block over packed windows; arguments as for Attention."""
         h = h + self.attn(self.norm1(h), rotary, starts)
         return h + self.mlp(self.norm2(h))

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from model.blocks import Block
 from model.config import ModelConfig
 from model.errors import RangeError
-from model.kernels import packed_attention
+from model.kernels import packed_attention, segment_starts
 from model.linear import Linear
 from model.norms import make_norm
 from model.packed import PackedTokens
 from model.positions import PositionTable
-from model.rope import rotary_table, rotate
+from model.rope import rotary_table
 
 
 class Decoder(nn.Module):
@@ -39,9 +39,9 @@ class Decoder(nn.Module):
         -1..1, no clamp.
         """
         h = self._embed(packed)
-        rotary = rotary_table(packed.coords, self.head_width)
+        rotary, starts = rotary_table(packed.coords, self.head_width), segment_starts(packed.starts, h.device)
         for block in self.blocks:
-            h = block(h, rotary, packed.starts)
+            h = block(h, rotary, starts)
         return self._output(h, values)
 
     def forward_cached(self, latents: Tensor, coords: Tensor, *, stride: int, cache: int) -> Tensor:
@@ -83,15 +83,20 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, _Past]:
         assert isinstance(block, Block)
         q, k, v = block.attn.project(block.norm1(h))
-        # Keys are kept before rotation, because their local time changes from window to window.
+        # Keys are kept before norm and rotation, because their local time changes from window to window.
         all_coords = torch.cat([past.coords, coords])
         keys, values = torch.cat([past.keys, k]), torch.cat([past.values, v])
+        q_gain, k_gain = block.attn.gains()
         out = packed_attention(
-            rotate(q, rotary_table(coords, self.head_width)),
-            rotate(keys, rotary_table(all_coords, self.head_width)),
+            q,
+            keys,
             values,
             (0, len(q)),
             key_starts=(0, len(keys)),
+            rotary=rotary_table(coords, self.head_width),
+            key_rotary=rotary_table(all_coords, self.head_width),
+            q_gain=q_gain,
+            k_gain=k_gain,
         )
         h = h + block.attn.to_out(out.flatten(1))
         h = h + block.mlp(block.norm2(h))

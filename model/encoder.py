@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from model.blocks import Block
 from model.config import ModelConfig
+from model.kernels import segment_starts
 from model.linear import InputLinear
 from model.norms import make_norm
 from model.packed import PackedTokens
@@ -31,8 +32,8 @@ class Encoder(nn.Module):
         """Features of every token. packed.feats: patches [N, P or less] in -1..1, the rest 0. Returns [N, C]."""
         h = self.input_layer(packed.feats.to(self.input_layer.weight.dtype))
         h = h + self.pos_embedder(packed.coords, packed.starts, packed.extents)
-        rotary = rotary_table(packed.coords, self.head_width)
+        rotary, starts = rotary_table(packed.coords, self.head_width), segment_starts(packed.starts, h.device)
         for block in self.blocks:
-            h = block(h, rotary, packed.starts)
+            h = block(h, rotary, starts)
         features: Tensor = self.post_layernorm(h)
         return features

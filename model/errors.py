@@ -5,11 +5,11 @@ class ModelError(Exception):
     """Base of all errors that a caller can cause."""
 
 
-class ShapeError(ModelError):
+class ShapeError(ModelError, ValueError):
     """A tensor or array of the wrong rank, size or dtype."""
 
 
-class RangeError(ModelError):
+class RangeError(ModelError, ValueError):
     """Values outside of what the model takes (codes, coordinates, NaN latents)."""
 
 
@@ -17,5 +17,5 @@ class WeightsError(ModelError):
     """A weights file that is missing, truncated, or does not fit the model."""
 
 
-class UnsupportedError(ModelError):
+class UnsupportedError(ModelError, ValueError):
     """A request that this model cannot serve (codes from a continuous model, an unknown output)."""

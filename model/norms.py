@@ -40,16 +40,14 @@ class RMSNorm(nn.Module):
 
 
 class HeadNorm(nn.Module):
-    """The decoder's QK norm: L2 over each head, times sqrt(D), times a gain per head and channel. x: [N, H, D]."""
+    """The decoder's QK norm: L2 over each head, times sqrt(D), times a gain per head and channel, [H, D].
+
+    It holds the gain; packed_attention, which can do it on the way, computes the norm.
+    """
 
     def __init__(self, heads: int, head_width: int) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(heads, head_width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise every head of every row, in float32, cast back."""
-        gain = self.gamma.float() * x.shape[-1] ** 0.5
-        return (F.normalize(x.float(), dim=-1, eps=1e-12) * gain).to(x.dtype)
 
 
 def make_norm(config: StackConfig) -> nn.Module:

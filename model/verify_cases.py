@@ -199,8 +199,8 @@ def _run_rope(folder: Path, inputs: Arrays, device: torch.device, dtype: torch.d
     table = rotary_table(torch.from_numpy(inputs["coords"]).to(device), q.shape[-1])
     return {
         "freqs": _numpy(frequencies(q.shape[-1])),
-        "cos": _numpy(table.real),
-        "sin": _numpy(table.imag),
+        "cos": _numpy(table[:, 0::2]),
+        "sin": _numpy(table[:, 1::2]),
         "q": _numpy(rotate(q, table)),
         "k": _numpy(rotate(k, table)),
     }

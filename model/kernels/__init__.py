@@ -1,5 +1,5 @@
 """The only door to attention: nothing outside of this folder imports a file of it."""
 
-from model.kernels.sdpa import packed_attention
+from model.kernels.attention import packed_attention, segment_starts
 
-__all__ = ["packed_attention"]
+__all__ = ["packed_attention", "segment_starts"]
