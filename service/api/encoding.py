@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 from starlette.requests import Request
@@ -14,7 +15,17 @@ from media.types import UInt8Array
 from service.api import children, render
 from service.api import negotiation as types
 from service.api.core import Service, service_of
-from service.api.items import Deadline, Done, Outcome, Ticket, check_kind, encode_all, probe_all, settle_record
+from service.api.items import (
+    THREAD_BYTES,
+    Deadline,
+    Done,
+    Outcome,
+    Ticket,
+    check_kind,
+    encode_all,
+    probe_all,
+    settle_record,
+)
 from service.api.models import Card
 from service.api.record import Record, record_of
 from service.api.schemas import EmbedOptions, EncodeOptions
@@ -114,8 +125,9 @@ async def _write(
         assert clip is not None
         return (await children.write(service, clip[1], clip[2], media_type)).data
     files = await children.write_all(service, clips)
-    max_values = service.settings.json_values
-    return await asyncio.to_thread(_render, media_type, outcomes, outputs, options, record, files, max_values)
+    work = partial(_render, media_type, outcomes, outputs, options, record, files, service.settings.json_values)
+    size = sum(array.nbytes for outcome in outcomes if isinstance(outcome, Done) for array in outcome.arrays.values())
+    return work() if size < THREAD_BYTES and not options.floats else await asyncio.to_thread(work)
 
 
 def _render(

@@ -35,6 +35,8 @@ GRACE_S = 0.5
 """How much longer than the deadline we wait: the queue's own word on an expired job says more than ours."""
 
 WITHDRAW_S = 2.0
+LOOK_BYTES = 128 * 1024
+"""Headers of files with so many bytes together are read in the event loop: more could hold it up."""
 THREAD_BYTES = 1024 * 1024
 """From here on a copy takes long enough to leave the event loop for it."""
 
@@ -113,6 +115,8 @@ async def probe_all(service: Service, record: Record, uploads: Sequence[Upload])
             return as_problem(error)
 
     with record.stage("check"):
+        if sum(len(upload.data) for upload in uploads) < LOOK_BYTES:
+            return [look(upload) for upload in uploads]
         return await asyncio.to_thread(lambda: [look(upload) for upload in uploads])
 
 

@@ -30,6 +30,9 @@ REAP_S = 5.0
 REPORT_S = 2.0
 """The API admits by the speed that a heartbeat tells, so heartbeats are not rarer than this, however long the lease."""
 
+LINGER_S = 0.02
+"""While the model computes, fetches are this far apart, or a quarter of the last batch if that is shorter."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -117,6 +120,8 @@ class WorkerLoop:
         self._changed = asyncio.Event()
         self._stop = asyncio.Event()
         self._is_registered = False
+        self._is_computing = False
+        self._batch_s = 0.0
         self._pools: list[str] = []
 
     def stop(self) -> None:
@@ -166,6 +171,9 @@ class WorkerLoop:
                 self._waiting[_key(lease)] = _Held(lease, asyncio.create_task(self.consumer.load(lease)))
             if leases:
                 self._changed.set()
+            if self._is_computing and self._waiting:
+                # Nobody is kept waiting by it, and one trip to Redis brings what came meanwhile.
+                await asyncio.sleep(min(LINGER_S, self._batch_s / 4))
         await self.consumer.set_ready(False)
 
     async def _drive(self) -> int:
@@ -217,8 +225,12 @@ class WorkerLoop:
             return lost
         jobs = [lease.job for lease, _ in whole]
         begin = time.perf_counter()
-        results = await self.model.run(self.runner.run, jobs[0].pool, jobs, [payload for _, payload in whole])
-        seconds = time.perf_counter() - begin
+        self._is_computing = True
+        try:
+            results = await self.model.run(self.runner.run, jobs[0].pool, jobs, [payload for _, payload in whole])
+        finally:
+            self._is_computing = False
+        seconds = self._batch_s = time.perf_counter() - begin
         tokens = sum(job.cost for job in jobs)
         timings = {"model": round(seconds * 1e3, 3)}
         log.debug("batch", pool=jobs[0].pool, items=len(jobs), tokens=tokens, ms=timings["model"])

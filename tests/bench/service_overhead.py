@@ -48,7 +48,7 @@ def main() -> None:
         Image(pixels=np.asarray(photo.crop((x, y, x + 256, y + 256)))) for x in range(0, 320, 20) for y in (0, 70, 140)
     ]
     bodies = [_jpeg(picture) for picture in pictures]
-    with _server() as port:
+    with _server(args.device) as port:
         requests = [_request(port, body) for body in bodies]
         _latency(port, requests, tokenizer, pictures, args.seconds)
         _throughput(port, requests, tokenizer, pictures, args.seconds, args.repeats)
@@ -162,7 +162,7 @@ def _ms(values: list[float], percentile: float) -> str:
 
 
 @contextlib.contextmanager
-def _server() -> Iterator[int]:
+def _server(device: str) -> Iterator[int]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -176,7 +176,7 @@ def _server() -> Iterator[int]:
         "--threads",
         "1",
         "--device",
-        "cpu",
+        device,
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ATOKEN_LOG_LEVEL": "warning"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

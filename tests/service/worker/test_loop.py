@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -15,11 +16,11 @@ from media import wire
 from model import Tokenizer
 from service.queue.client import QueueClient
 from service.queue.consumer import QueueConsumer
-from service.queue.jobs import Answer, Job
+from service.queue.jobs import Answer, Job, Lease
 from service.queue.keys import PoolKeys, pool_of
 from service.queue.server import PrivateRedis
 from service.worker.budget import Budget
-from service.worker.loop import EXIT_DEVICE, EXIT_OK, LoopSettings, WorkerLoop
+from service.worker.loop import EXIT_DEVICE, EXIT_OK, LINGER_S, LoopSettings, WorkerLoop
 from service.worker.model_thread import ModelThread
 from service.worker.runner import DeviceLostError, Result, Runner
 from service.worker.selftest import pattern
@@ -133,6 +134,30 @@ async def test_jobs_are_packed_while_the_model_is_busy(redis: PrivateRedis, cont
         # The first alone, for it found an idle model; then a full batch, then the rest.
         assert [len(batch) for batch in rig.runner.batches] == [1, 32, 7]
         assert await rig.stop() == EXIT_OK
+
+
+async def test_fetches_are_apart_while_the_model_computes(
+    redis: PrivateRedis, continuous: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig_at(redis, continuous) as rig:
+        fetch, begun = rig.consumer.fetch, list[float]()
+
+        async def noted(budget_tokens: int, max_items: int) -> list[Lease]:
+            begun.append(time.monotonic())
+            return await fetch(budget_tokens, max_items)
+
+        monkeypatch.setattr(rig.consumer, "fetch", noted)
+        rig.runner.go.clear()
+        rig.loop._batch_s = 10.0  # of the last batch
+        await rig.submit("j0")
+        await until(lambda: rig.runner.batches)
+        for i in range(1, 21):
+            await rig.submit(f"j{i}")
+        await until(lambda: len(rig.loop._waiting) == 20)
+        # The first of them may have begun before the model did.
+        assert all(later - earlier >= 0.9 * LINGER_S for earlier, later in pairwise(begun[2:]))
+        rig.runner.go.set()
+        await rig.answers([f"j{i}" for i in range(21)])
 
 
 async def test_prefetch_is_one_batch(redis: PrivateRedis, continuous: Tokenizer) -> None:
