@@ -25,6 +25,9 @@ STATUS: dict[str, int] = {
     "decode_limit": 422,
     "invalid_token_file": 422,
     "non_finite_input": 422,
+    "invalid_camera": 422,
+    "view_mismatch": 422,
+    "empty_object": 422,
     # Ours, not the sender's.
     "media_busy": 429,
     "internal": 500,

@@ -51,6 +51,25 @@ class Voxels:
     kind: Literal["voxels"] = field(default="voxels", init=False)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Gaussians:
+    """M Gaussian splats, in the form in which a PLY file keeps them. All float32; z up, the object in [-0.5, 0.5]^3.
+
+    positions: [M, 3]. colours: [M, 3], SH of degree 0: RGB = 0.5 + 0.28209479177387814 * colour. opacities: [M], before
+    the sigmoid. scales: [M, 3], natural logarithm of the standard deviations along the own axes. rotations: [M, 4],
+    quaternions (w, x, y, z), of any length above 0.
+    """
+
+    positions: Float32Array
+    colours: Float32Array
+    opacities: Float32Array
+    scales: Float32Array
+    rotations: Float32Array
+
+    def __len__(self) -> int:
+        return int(self.positions.shape[0])
+
+
 Item: TypeAlias = Image | Video | Voxels
 
 

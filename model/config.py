@@ -122,6 +122,71 @@ class ModelConfig:
         return config
 
 
+@dataclass(frozen=True, kw_only=True)
+class GaussianConfig:
+    """The Gaussian decoder: voxel features to `gaussians` Gaussians a voxel. The defaults are the published numbers.
+
+    feature_channels: of a voxel's features (16 x 16 RGB). window: side of an attention window in cells; odd blocks
+    shift it by half. softcap: bound of the attention scores. multipliers: of the network's outputs for offset, colour,
+    scale, rotation, opacity. reach: how far a Gaussian may lie from its voxel's centre, in half cells. smallest_scale:
+    standard deviation, in units of the world, of the filter that every Gaussian is widened by. initial_scale,
+    initial_opacity: what an output of 0 means.
+    """
+
+    feature_channels: int = 768
+    width: int = 768
+    blocks: int = 12
+    heads: int = 12
+    mlp: int = 3072
+    grid: int = VOXEL_GRID
+    window: int = 8
+    softcap: float = 30.0
+    gaussians: int = 32
+    multipliers: tuple[float, float, float, float, float] = (1.0, 1.0, 1.0, 0.1, 1.0)
+    reach: float = 1.5
+    smallest_scale: float = 0.0009
+    initial_scale: float = 0.004
+    initial_opacity: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be split into heads, or windows that cannot be shifted by half."""
+        if self.width % self.heads:
+            raise UnsupportedError(f"width {self.width} does not split into {self.heads} heads")
+        if self.window < 2 or self.window % 2:
+            raise UnsupportedError(f"window {self.window}: odd blocks shift it by half, so it must be even")
+
+    @classmethod
+    def from_published(cls, arch: Mapping[str, Any]) -> GaussianConfig:
+        """Read the published config keys; what they say beyond sizes must be what this network does."""
+        of_splats = arch["representation_config"]
+        fixed = {
+            "attn_mode": (arch.get("attn_mode"), "swin"),
+            "perturb_offset": (of_splats.get("perturb_offset"), True),
+            "scaling_activation": (of_splats.get("scaling_activation"), "softplus"),
+        }
+        for key, (given, supported) in fixed.items():
+            if given != supported:
+                raise UnsupportedError(f"{key} {given!r}; supported: {supported!r}")
+        offset, colour, scale, rotation, opacity = (
+            float(of_splats["lr"][key]) for key in ("_xyz", "_features_dc", "_scaling", "_rotation", "_opacity")
+        )
+        return cls(
+            feature_channels=int(arch["latent_channels"]),
+            width=int(arch["model_channels"]),
+            blocks=int(arch["num_blocks"]),
+            heads=int(arch["num_heads"]),
+            mlp=int(arch["mlp_channels"]),
+            grid=int(arch["resolution"]),
+            window=int(arch["window_size"]),
+            gaussians=int(of_splats["num_gaussians"]),
+            multipliers=(offset, colour, scale, rotation, opacity),
+            reach=float(of_splats["voxel_size"]),
+            smallest_scale=float(of_splats["3d_filter_kernel_size"]),
+            initial_scale=float(of_splats["scaling_bias"]),
+            initial_opacity=float(of_splats["opacity_bias"]),
+        )
+
+
 def _published_stack(arch: Mapping[str, Any], side: str) -> StackConfig:
     return StackConfig(
         width=int(arch[f"{side}_model_channels"]),

@@ -14,14 +14,18 @@ from torch import Tensor
 
 from media.types import Image, Item, Layout, Video, Voxels
 from model import fsq
-from model.config import ModelConfig
+from model.config import GaussianConfig, ModelConfig
+from model.gaussian_decoder import GaussianDecoder
 from model.network import ATokenNet
 from model.packed import pack, plan_windows
 from model.patchify import coords_of, layout_of, patchify, to_uint8, unpatchify
 from model.rope import frequencies, rotary_table, rotate
 from model.rule_weights import rule_tensor
+from model.weights import load_gaussian_decoder
 
 Arrays = dict[str, np.ndarray[Any, Any]]
+Kind = Callable[[Path, Arrays, torch.device, torch.dtype, bool], Arrays]
+"""Runs a case: its folder, its inputs, where and in which type to compute, and whether item by item."""
 
 SHIPPED = Path(__file__).parent / "conformance"
 """A small set that comes with the package, to check an installation, a GPU or a dtype."""
@@ -243,14 +247,55 @@ def _run_decode(folder: Path, inputs: Arrays, device: torch.device, dtype: torch
     return out
 
 
+@torch.inference_mode()
+def _run_gaussian_decoder(
+    folder: Path, inputs: Arrays, device: torch.device, dtype: torch.dtype, one_by_one: bool
+) -> Arrays:
+    config = GaussianConfig.from_published(read_json(folder / "config.json"))
+    net = load_gaussian_decoder(folder / "weights.safetensors", config, device=device, dtype=dtype)
+    out: Arrays = {}
+    for name in read_json(folder / "case.json")["runs"]:
+        coords, feats = (torch.from_numpy(inputs[name + part]).to(device) for part in ("coords", "feats"))
+        packs = [coords[:, 0] == item for item in coords[:, 0].unique()] if one_by_one else [slice(None)]
+        parts = [_gaussian_stages(net, feats[pack], coords[pack]) for pack in packs]
+        out |= {name + stage: np.concatenate([part[stage] for part in parts]) for stage in parts[0]}
+    return out
+
+
+def _gaussian_stages(net: GaussianDecoder, feats: Tensor, coords: Tensor) -> Arrays:
+    taps: dict[str, Tensor] = {}
+
+    def keep(name: str, of_input: bool = False) -> Callable[..., None]:
+        def hook(_module: torch.nn.Module, inputs: Any, output: Any = None) -> None:
+            taps[name] = inputs[0] if of_input else output
+
+        return hook
+
+    handles = [block.register_forward_hook(keep(f"block_{number}")) for number, block in enumerate(net.blocks)]
+    handles.append(net.blocks[0].register_forward_pre_hook(keep("embed", of_input=True)))
+    handles.append(net.out_layer.register_forward_pre_hook(keep("pre_out_norm", of_input=True)))
+    raw = net(feats, coords, uncap_eights=True)
+    for handle in handles:
+        handle.remove()
+    splats = net.splats(raw, coords)
+    taps |= {
+        f"raw_{name}": getattr(splats, name) for name in ("xyz01", "features_dc", "scaling", "rotation", "opacity")
+    }
+    taps |= {"xyz": splats.positions(), "scaling": splats.scales()}
+    taps |= {"rotation": splats.rotations(), "opacity": splats.opacities(), "raw": raw}
+    taps["gaussians_per_sample"] = coords[:, 0].unique(return_counts=True)[1] * net.config.gaussians
+    return {name: _numpy(tensor) for name, tensor in taps.items()}
+
+
 def _numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
     return (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu().numpy()
 
 
-KINDS: dict[str, Callable[[Path, Arrays, torch.device, torch.dtype, bool], Arrays]] = {
+KINDS: dict[str, Kind] = {
     "model": _run_model,
     "decode": _run_decode,
     "rope": _run_rope,
     "fsq": _run_fsq,
     "pixels": _run_pixels,
+    "gaussian_decoder": _run_gaussian_decoder,
 }

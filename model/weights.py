@@ -14,19 +14,26 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from model.config import ModelConfig
+from model.config import GaussianConfig, ModelConfig
 from model.errors import WeightsError
+from model.gaussian_decoder import GaussianDecoder
 from model.network import ATokenNet
 
 CONFIG_KEY = "atoken_config"
 WRAPPERS = ("state_dict", "model")
 """Keys under which training code commonly puts the state dict of a .pt file."""
+
+TRAINING_ONLY = "lpips_loss."
+"""Published files of the Gaussian decoder may hold the loss network of its training under this prefix."""
+
+Network = TypeVar("Network", bound=nn.Module)
 
 _PAGE = mmap.PAGESIZE
 
@@ -59,9 +66,30 @@ def load(
     config = config or read_config(path)
     with torch.device("meta"):
         net = ATokenNet(config)
-    wanted = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    return _filled(net, path, device, dtype)
+
+
+def load_gaussian_decoder(
+    path: Path,
+    config: GaussianConfig | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> GaussianDecoder:
+    """The same for the Gaussian decoder; config: default the published sizes. A file's loss network is left out."""
+    with torch.device("meta"):
+        net = GaussianDecoder(config or GaussianConfig())
+    return _filled(net, path, device, dtype, leave_out=TRAINING_ONLY)
+
+
+def _filled(
+    net: Network, path: Path, device: torch.device | str, dtype: torch.dtype, leave_out: str | None = None
+) -> Network:
+    """A network built on the meta device with the tensors of a file; leave_out: prefix of keys to ignore."""
+    wanted = net.state_dict()
     with _open(path) as source:
-        _check_keys(path, wanted, source.shapes)
+        found = {name: shape for name, shape in source.shapes.items() if not (leave_out and name.startswith(leave_out))}
+        _check_keys(path, wanted, found)
         for name, like in wanted.items():
             stored = source.read(name)
             target = dtype if like.is_floating_point() else like.dtype
@@ -152,7 +180,7 @@ def _check_keys(path: Path, wanted: Mapping[str, Tensor], found: Mapping[str, tu
             raise WeightsError(f"{path.name}: {name} has shape {list(found[name])}; wanted {list(like.shape)}")
 
 
-def _assign(net: ATokenNet, name: str, tensor: Tensor) -> None:
+def _assign(net: nn.Module, name: str, tensor: Tensor) -> None:
     owner_name, _, leaf = name.rpartition(".")
     owner = net.get_submodule(owner_name)
     if leaf in owner._parameters:

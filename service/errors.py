@@ -83,6 +83,13 @@ CODES: Mapping[str, CodeInfo] = {
         422, "The tokens are not valid", "The token file or arrays break a rule of the format."
     ),
     "non_finite_input": CodeInfo(422, "A number is not finite", "Tokens and options hold no NaN and no infinity."),
+    "invalid_camera": CodeInfo(422, "A camera is not valid", "The detail names the view and what is wrong with it."),
+    "view_mismatch": CodeInfo(
+        422, "The views do not fit together", "A view is an image, a depth map and a camera; pictures are square."
+    ),
+    "empty_object": CodeInfo(
+        422, "The object is empty", "Nothing of it lies in the cube of -0.5 to 0.5 that becomes voxels."
+    ),
     "deadline_too_short": CodeInfo(
         422,
         "The item takes longer than the request allows",

@@ -172,8 +172,9 @@ def verify(
     if dtype != "float32":
         print(f"The limits are for float32: errors of about 1e-2 are normal in {dtype}.", flush=True)
     from model.verify import SHIPPED, main_report
+    from service.cli.verify_kinds import ALL_KINDS
 
-    raise typer.Exit(main_report(path or SHIPPED, device, dtype, dump))
+    raise typer.Exit(main_report(path or SHIPPED, device, dtype, dump, ALL_KINDS))
 
 
 @app.command()

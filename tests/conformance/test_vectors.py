@@ -10,19 +10,23 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from model.verify import SHIPPED, UnreadableError, find_cases, main_report, rowwise_error, run_case
-from model.verify_cases import KINDS
+from service.cli.verify_kinds import ALL_KINDS
 from tests.paths import CONFORMANCE, needs_conformance
 
 SHARED_CASES = (
-    [folder for folder in find_cases(CONFORMANCE) if json.loads((folder / "case.json").read_text())["kind"] in KINDS]
+    [
+        folder
+        for folder in find_cases(CONFORMANCE)
+        if json.loads((folder / "case.json").read_text())["kind"] in ALL_KINDS
+    ]
     if CONFORMANCE.is_dir()
     else []
 )
 
 
 @needs_conformance
-def test_all_core_cases_are_there() -> None:
-    assert len(SHARED_CASES) == 8
+def test_all_cases_are_there() -> None:
+    assert len(SHARED_CASES) == 11
 
 
 @pytest.mark.parametrize("one_by_one", [False, True], ids=["packed", "one_by_one"])
@@ -30,10 +34,13 @@ def test_all_core_cases_are_there() -> None:
     "folder", [*SHARED_CASES, *find_cases(SHIPPED)], ids=lambda folder: f"{folder.parent.name}-{folder.name}"
 )
 def test_case(folder: Path, one_by_one: bool) -> None:
-    rows, _ = run_case(folder, torch.device("cpu"), one_by_one=one_by_one)
+    rows, _ = run_case(folder, torch.device("cpu"), one_by_one=one_by_one, kinds=ALL_KINDS)
     assert rows
     for row in rows:
-        limit = min(row.limit, 2e-5) if row.measure == "rowwise_rel" else row.limit
+        # The colour of a Gaussian is a row of three numbers, some of them all near 0, where stored and exact results
+        # are 3e-5 apart. The same numbers stand in "raw" in rows of 448.
+        tight = row.measure == "rowwise_rel" and not row.tensor.endswith("raw_features_dc")
+        limit = min(row.limit, 2e-5) if tight else row.limit
         assert row.error <= limit, row
 
 
