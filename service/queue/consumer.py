@@ -6,6 +6,8 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from redis.exceptions import OutOfMemoryError, ResponseError
@@ -153,39 +155,39 @@ class QueueConsumer:
             log.warning("no heartbeat: %s", error)
             return []
 
-    @owned
     async def commit(self, lease: Lease, answer: Answer) -> bool:
-        """End a job with its answer; tries until Redis says what became of it. Whether the answer counted.
+        """End a job with its answer; as commit_all."""
+        return (await self.commit_all([(lease, answer)]))[0]
 
-        It does not if the job was canceled, or the lease was lost and another worker has it.
+    @owned
+    async def commit_all(self, pairs: Sequence[tuple[Lease, Answer]]) -> list[bool]:
+        """End jobs with their answers, in one round trip but for large ones; insist until Redis says what became of it.
+
+        Whether each answer counted: not if the job was canceled, or the lease was lost and another worker has it.
         """
-        payload = answer.payload or b""
-        outputs: list[str] = []
-        if len(payload) > blobs.INLINE_BYTES:
-            outputs = PoolKeys(lease.job.pool).outputs(lease.job.id, lease.fence, len(payload))
-            if not await self._store(lease, outputs, payload):
-                answer = Answer(
-                    id=answer.id,
-                    status="failed",
-                    code="queue_full_memory",
-                    detail="Redis is full",
-                    timings=answer.timings,
-                )
-                payload, outputs = b"", []
-        reply = await self._commit(
-            lease,
-            "end",
-            answer.status,
-            answer.code or "",
-            answer.detail or "",
-            json.dumps(answer.timings),
-            b"" if outputs else payload,
-            len(payload),
-        )
-        if reply != b"ok":
-            log.info("the answer of job %s was refused: %s", lease.job.id, reply.decode())
-            await self._insist(lambda: blobs.delete(self._redis, outputs))
-        return reply == b"ok"
+        if not pairs:
+            return []
+        leases = [lease for lease, _ in pairs]
+        kept = await asyncio.gather(*(self._set_aside(lease, answer) for lease, answer in pairs))
+        calls = [
+            self._ending_call(
+                lease,
+                "end",
+                answer.status,
+                answer.code or "",
+                answer.detail or "",
+                json.dumps(answer.timings),
+                b"" if outputs else answer.payload or b"",
+                len(answer.payload or b""),
+            )
+            for lease, (answer, outputs) in zip(leases, kept, strict=True)
+        ]
+        replies = await self._insist(lambda: self._scripts.run(self._redis, calls))
+        for lease, (_, outputs), reply in zip(leases, kept, replies, strict=True):
+            if reply != b"ok":
+                log.info("the answer of job %s was refused: %s", lease.job.id, reply.decode())
+                await self._insist(partial(blobs.delete, self._redis, outputs))
+        return [reply == b"ok" for reply in replies]
 
     @owned
     async def give_back(self, leases: Sequence[Lease], *, untry: bool = False) -> None:
@@ -301,6 +303,16 @@ class QueueConsumer:
             )
         return leases
 
+    async def _set_aside(self, lease: Lease, answer: Answer) -> tuple[Answer, list[str]]:
+        """Store an answer's payload under keys of its own if it is large; what is to be said, and the keys."""
+        payload = answer.payload or b""
+        if len(payload) <= blobs.INLINE_BYTES:
+            return answer, []
+        outputs = PoolKeys(lease.job.pool).outputs(lease.job.id, lease.fence, len(payload))
+        if await self._store(lease, outputs, payload):
+            return answer, outputs
+        return replace(answer, status="failed", payload=None, code="queue_full_memory", detail="Redis is full"), []
+
     async def _store(self, lease: Lease, outputs: Sequence[str], payload: bytes) -> bool:
         """Store an answer's payload. In a full Redis first free the inputs, which are not needed any more."""
         for attempt in range(_OUTPUT_RETRIES + 1):
@@ -310,17 +322,16 @@ class QueueConsumer:
             except OutOfMemoryError:
                 log.warning("Redis is full: no room for the answer of job %s", lease.job.id)
                 if attempt == 0:
-                    if await self._commit(lease, "free", "", "", "", "", b"", 0) != b"freed":
+                    free = self._ending_call(lease, "free", "", "", "", "", b"", 0)
+                    if (await self._insist(partial(self._scripts.run, self._redis, [free])))[0] != b"freed":
                         break  # lost or ended: the commit that follows will say so
                 else:
                     await asyncio.sleep(0.05 * 2**attempt)
         await self._insist(lambda: blobs.delete(self._redis, outputs))
         return False
 
-    async def _commit(self, lease: Lease, mode: str, *answer: Any) -> bytes:
-        keys, args = self._ending(lease), [mode, lease.fence, self._me, *answer]
-        reply: bytes = await self._insist(lambda: self._scripts.one(self._redis, "commit", keys, *args))
-        return reply
+    def _ending_call(self, lease: Lease, mode: str, *answer: Any) -> Call:
+        return Call("commit", self._ending(lease), [mode, lease.fence, self._me, *answer])
 
     def _ending(self, lease: Lease) -> list[str]:
         job = lease.job

@@ -62,8 +62,8 @@ class Consumer(Protocol):
         """Prolong the leases and the worker's own entry; return the leases that are lost."""
         ...
 
-    async def commit(self, lease: Lease, answer: Answer) -> bool:
-        """Answer a job, unless it is another worker's by now."""
+    async def commit_all(self, pairs: Sequence[tuple[Lease, Answer]]) -> list[bool]:
+        """Answer jobs, unless they are another worker's by now; whether each answer counted."""
         ...
 
     async def give_back(self, leases: Sequence[Lease]) -> None:
@@ -239,9 +239,7 @@ class WorkerLoop:
     async def _answer(self, finished: Sequence[_Finished]) -> None:
         """Serialise and commit the results of a batch."""
         answers = await asyncio.to_thread(lambda: [each.answer() for each in finished])
-        await asyncio.gather(
-            *(self.consumer.commit(each.lease, answer) for each, answer in zip(finished, answers, strict=True))
-        )
+        await self.consumer.commit_all([(each.lease, answer) for each, answer in zip(finished, answers, strict=True)])
         for each in finished:
             del self._begun[_key(each.lease)]
 

@@ -263,9 +263,25 @@ async def test_a_repeated_commit_is_the_same_commit(queue: Queue) -> None:
     await client.submit(job, b"x")
     [lease] = await worker.start_jobs([await queue.take(worker)])
     assert await worker.commit(lease, done(lease, b"z" * 30_000))
-    queue.raw.xinfo_stream(queue.keys.queue(0))
-    assert await worker._commit(lease, "end", "done", "", "", "{}", b"", 30_000) == b"ok"
+    assert await worker.commit(lease, done(lease, b"z" * 30_000))
     assert (await client.wait(job.id)).payload == b"z" * 30_000
+    await queue.assert_empty()
+
+
+async def test_answers_of_a_batch_end_together_each_in_its_way(queue: Queue) -> None:
+    """Small and large ones, one whose job was canceled meanwhile, and none at all."""
+    client, worker = await queue.client(), await queue.worker()
+    sizes = (0, 10, 5_000_000, blobs.INLINE_BYTES, 20)
+    jobs = [queue.job() for _ in sizes]
+    for job in jobs:
+        await client.submit(job, b"x")
+    leases = await worker.start_jobs([await queue.take(worker) for _ in sizes])
+    await client.cancel(jobs[4].id)
+    pairs = [(lease, done(lease, b"z" * size)) for lease, size in zip(leases, sizes, strict=True)]
+    assert await worker.commit_all(pairs) == [True, True, True, True, False]
+    assert await worker.commit_all([]) == []
+    for job, size in zip(jobs[:4], sizes, strict=False):
+        assert (await client.wait(job.id)).payload == b"z" * size
     await queue.assert_empty()
 
 
