@@ -274,7 +274,8 @@ class _BarePopen(popen_spawn_posix.Popen):
         alive_out, alive_in = os.pipe()
         try:
             inherited = {*handed_over, tracker, message_out, alive_in}
-            command = spawn.get_command_line(tracker_fd=tracker, pipe_handle=message_out)
+            executable, *options = spawn.get_command_line(tracker_fd=tracker, pipe_handle=message_out)
+            command = [executable, "-P", *options]  # no code from the folder it is started in
             variables = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
             variables.update(dict.fromkeys(_THREAD_VARIABLES, "1"), LC_ALL="C.UTF-8")
             self.pid = os.posix_spawn(

@@ -55,7 +55,8 @@ class WorkerProcess:
             self._starts.append(time.monotonic())
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                *("-m", "service.worker.main", "--parent", str(os.getpid())),
+                # -P: a service takes no code from the folder it is started in.
+                *("-P", "-m", "service.worker.main", "--parent", str(os.getpid())),
                 env=self._environment,
                 stdin=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,

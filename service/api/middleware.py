@@ -23,6 +23,8 @@ from service.telemetry import Telemetry
 log = structlog.get_logger("atoken.request")
 
 SLOW_UPLOAD_WINDOW_S = 10.0
+PIECE_BYTES = 256 * 1024
+"""Of an answer; the server holds back a piece until the client has taken most of those before."""
 LINGER_S = 2.0
 LINGER_BYTES = 256 * 1024 * 1024
 
@@ -55,8 +57,10 @@ class RequestMiddleware:
                 started = True
                 record.status = message["status"]
                 message = {**message, "headers": [*message.get("headers", ()), *record.headers()]}
-            elif message["type"] == "http.response.body":
-                record.response_bytes += len(message.get("body", b""))
+            elif message["type"] == "http.response.body" and len(message.get("body", b"")) > PIECE_BYTES:
+                await self._send_in_pieces(message, record, send)
+                return
+            record.response_bytes += len(message.get("body", b""))
             await send(message)
 
         try:
@@ -74,6 +78,19 @@ class RequestMiddleware:
             await _send_problem(problem, record, answer, receive if _has_unread_body(headers, record) else None)
         finally:
             self._tell(record, scope)
+
+    async def _send_in_pieces(self, message: Message, record: Record, send: Send) -> None:
+        """Send a large body as the client takes it: it stays in flight until then. Raises ClientDisconnect."""
+        body, more = message["body"], message.get("more_body", False)
+        for start in range(0, len(body), PIECE_BYTES):
+            stop = min(start + PIECE_BYTES, len(body))
+            try:
+                async with asyncio.timeout(self.settings.answer_stall_s):
+                    await send({**message, "body": body[start:stop], "more_body": more or stop < len(body)})
+            except TimeoutError:
+                log.warning("answer_not_taken", request_id=record.request_id, sent=start, bytes=len(body))
+                raise ClientDisconnect from None
+            record.response_bytes += stop - start
 
     def _check_headers(self, headers: Headers) -> None:
         limit = self.settings.request_headers

@@ -9,7 +9,7 @@ import uuid
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from redis.asyncio import Redis
@@ -231,7 +231,16 @@ class QueueClient:
         return found.decode()
 
     async def _expire(self, entry: _Entry) -> Answer:
-        """The deadline has passed: end the job if it still waits, and take an answer that is already under way."""
+        """End a job whose deadline has passed; more time would not have helped one that has no worker left."""
+        answer = await self._end_late(entry)
+        with suppress(QueueUnavailable):
+            if answer.status == "expired" and not await self._registry.ready(entry.job.pool):
+                detail = "the last worker that had this model is gone"
+                return replace(answer, status="failed", code="no_worker", detail=detail)
+        return answer
+
+    async def _end_late(self, entry: _Entry) -> Answer:
+        """End the job if it still waits, and take an answer that is already under way."""
         late = _late(entry.job, "the deadline has passed")
         try:
             found = await self._end(entry, "expired", "deadline_exceeded", "the deadline passed in the queue")

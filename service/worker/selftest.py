@@ -18,6 +18,10 @@ CODES_EQUAL = 0.99
 """Share of codes that must be equal; a value on a rounding boundary may fall to either side."""
 
 
+TIMINGS, TIMINGS_S = 3, 1.0
+"""At most so many of each direction, and no more after so many seconds."""
+
+
 class SelfTestError(Exception):
     """The model does not work on this device."""
 
@@ -52,11 +56,17 @@ def run_selftest(tokenizer: Tokenizer, timed_tokens: int) -> Measured:
 
     side = max(1, math.ceil(timed_tokens**0.5))
     timed = Image(pixels=pattern(16 * side, 16 * side))
-    begin = time.perf_counter()
-    encoded = tokenizer.encode([timed], wanted)
-    between = time.perf_counter()
-    tokenizer.decode(encoded)
-    return Measured(tokens=side**2, encode_s=between - begin, decode_s=time.perf_counter() - between)
+    encode_s: list[float] = []
+    decode_s: list[float] = []
+    # The best of a few: one that the machine held up would refuse long items as hopeless. Large models take too long.
+    while len(encode_s) < TIMINGS and sum(encode_s) + sum(decode_s) < TIMINGS_S:
+        begin = time.perf_counter()
+        encoded = tokenizer.encode([timed], wanted)
+        between = time.perf_counter()
+        tokenizer.decode(encoded)
+        encode_s.append(between - begin)
+        decode_s.append(time.perf_counter() - between)
+    return Measured(tokens=side**2, encode_s=min(encode_s), decode_s=min(decode_s))
 
 
 def pattern(height: int, width: int, frame: int = 0) -> UInt8Array:

@@ -22,6 +22,7 @@ from tests.paths import ROOT
 
 START_S = 90.0  # a first import of torch on a busy machine
 ATOKEN = (sys.executable, "-m", "service.cli.main")
+INSTALLED = (str(Path(sys.executable).with_name("atoken")),)
 
 
 def wait_for(check: Callable[[], Any], what: str, timeout_s: float = 30.0) -> Any:
@@ -42,20 +43,20 @@ def _mind_hangups() -> None:
 class Atoken:
     """One `atoken` process in a process group of its own, as in a terminal, with what it writes.
 
-    Use as a context manager: at the end it and all its children are killed.
+    cwd: where it is started. Use as a context manager: at the end it and all its children are killed.
     """
 
-    def __init__(self, folder: Path, name: str, *arguments: str, **settings: object) -> None:
+    def __init__(self, folder: Path, name: str, *arguments: str, cwd: Path = ROOT, **settings: object) -> None:
         self.out, self.err = folder / f"{name}.out", folder / f"{name}.err"
         environment = os.environ | {f"ATOKEN_{key.upper()}": str(value) for key, value in settings.items()}
         with self.out.open("wb") as out, self.err.open("wb") as err:
             self.popen = subprocess.Popen(
-                [*ATOKEN, *arguments],
+                [*(ATOKEN if cwd == ROOT else INSTALLED), *arguments],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
-                cwd=ROOT,
+                cwd=cwd,
                 start_new_session=True,
                 # Whoever started the tests under nohup ignores SIGHUP, and that is inherited; a terminal does not.
                 preexec_fn=_mind_hangups,

@@ -211,6 +211,15 @@ def test_a_model_that_is_not_there_is_refused_before_anything_starts(folder: Pat
         assert atoken.out.read_text() == ""
 
 
+def test_no_code_is_taken_from_the_folder_it_is_started_in(folder: Path) -> None:
+    for name in ("random", "redis", "torch", "numpy", "PIL", "av"):
+        (folder / f"{name}.py").write_text(f"open({str(folder / 'executed')!r}, 'a').write('{name} ')\n")
+    with Atoken(folder, "serve", "serve", "--port", "0", cwd=folder) as atoken:
+        atoken.wait_ready()
+        assert post(atoken.url()) == 200
+    assert not (folder / "executed").exists(), (folder / "executed").read_text()
+
+
 def test_the_container_engine_waits_longer_than_a_stop_takes() -> None:
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     settings = Settings()

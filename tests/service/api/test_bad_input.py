@@ -15,6 +15,7 @@ import httpx
 import numpy as np
 import pytest
 
+from media.image import encode_image
 from media.safetensors_file import Tensor, write
 from media.tokens import load_tokens
 from tests.service.api.block_worker import CONTINUOUS, DISCRETE
@@ -24,6 +25,7 @@ from tests.service.api.rig import Api
 PICTURE = png(blocks(32, 32))
 TEXT = base64.b64encode(PICTURE).decode()
 COORDS = [[0, 0, 0, 0], [0, 0, 1, 0]]
+SAFETENSORS = "application/vnd.safetensors"
 LATENTS = [[0.5] * 48] * 2
 LAYOUT = {"kind": "image", "frames": 1, "height": 16, "width": 32, "grid": [1, 1, 2]}
 
@@ -560,6 +562,24 @@ def test_slow_upload(redis_url: str, worker: object) -> None:
         answer = b"".join(iter(lambda: connection.recv(65_536), b""))
         assert b" 408 " in answer.split(b"\r\n")[0]
         assert b"upload_timeout" in answer
+
+
+def test_slow_reader(redis_url: str, worker: object) -> None:
+    """An answer that nobody takes is in flight, for so long as a client may; then its memory is free again."""
+    picture = encode_image(np.zeros((2048, 2048, 3), np.uint8))  # 17 MB as JSON: more than sockets hold
+    with Api(redis_url, answer_stall_s=1.5) as api, socket.socket() as connection:
+        tokens = api.client.post("/encode", content=picture, headers={"Accept": SAFETENSORS})
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        connection.connect(("127.0.0.1", api.port))
+        head = f"POST /decode HTTP/1.1\r\nHost: a\r\nAccept: application/json\r\nContent-Type: {SAFETENSORS}\r\n"
+        connection.sendall(head.encode() + f"Content-Length: {len(tokens.content)}\r\n\r\n".encode() + tokens.content)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+        assert "atoken_http_in_flight 1.0" in api.client.get("/metrics").text
+        give_up = time.monotonic() + 10.0
+        while 'code="client_closed",op="decode"' not in api.client.get("/metrics").text:
+            assert time.monotonic() < give_up
+            time.sleep(0.05)
+        assert "atoken_http_in_flight 0.0" in api.client.get("/metrics").text
 
 
 def test_client_that_leaves_in_the_middle_of_its_upload(api: Api) -> None:

@@ -171,6 +171,15 @@ async def test_no_worker_no_admission(queue: Queue) -> None:
     assert (await refused(client, queue.job())).code == "no_worker"
 
 
+async def test_a_job_whose_last_worker_went_is_told_so_at_its_deadline(queue: Queue) -> None:
+    client, worker = await queue.client(), await queue.worker()
+    job = queue.job(seconds=1.0)
+    await client.submit(job, b"x")
+    await worker.close()  # says goodbye
+    answer = await client.wait(job.id)
+    assert (answer.status, answer.code) == ("failed", "no_worker")
+
+
 async def test_a_full_server_refuses_and_drains(queue: Queue) -> None:
     """maxmemory: submit says so and leaves nothing; everything that empties the queue still works."""
     client, worker = await queue.client(), await queue.worker()
