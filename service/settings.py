@@ -69,6 +69,8 @@ class Settings(BaseSettings):
     header_bytes: Annotated[int, Field(ge=4 * KIB)] = 16 * KIB
     upload_timeout_s: Annotated[float, Field(gt=0)] = 120.0
     upload_bytes_per_s: Annotated[int, Field(ge=0)] = 16 * KIB
+    head_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    """How long a request's head may take; the connection is closed then."""
     answer_stall_s: Annotated[float, Field(gt=0)] = 20.0
     """A client that takes less than 256 KiB of its answer in so many seconds is cut off."""
     """Slowest upload, as an average over 10 s."""

@@ -87,6 +87,7 @@ class EncodedItem(BaseModel):
     notes: list[str]
     layout: LayoutDocument
     tokens: int
+    revision: str | None = Field(description="Of the model: an item that is sent to /decode by itself goes back to it.")
     coords: TensorOrList | None = None
     latents: TensorOrList | None = None
     codes: TensorOrList | None = None

@@ -151,7 +151,9 @@ def _tokens_of_body(body: DecodeBody, limits: Limits) -> list[Named]:
                     raise Problem("invalid_parameter", "`data` is a whole token file; send it or arrays, not both")
                 found += _tokens_of_file(name, decode_base64(item.data, what=f"`{field}`")[0], limits)
             else:
-                found.append(Named(id=name, tokens=_tokens_of_arrays(item, body.revision or "", limits)))
+                found.append(
+                    Named(id=name, tokens=_tokens_of_arrays(item, item.revision or body.revision or "", limits))
+                )
         except (Problem, MediaError) as error:
             found.append(Named(id=name, tokens=as_problem(error)))
     return found
@@ -203,8 +205,8 @@ async def _card_for(service: Service, tokens: Tokens, options: DecodeOptions) ->
             "model_mismatch",
             f"the tokens are of the model `{tokens.model[:100]}`; there are {', '.join(card.name for card in cards)}",
         )
-    same_name = [card for card in cards if card.name == tokens.model]
-    for card in [*same_name, *cards]:
+    # Stable: among equals the default model stays first.
+    for card in sorted(cards, key=lambda card: (card.revision != tokens.revision, card.name != tokens.model)):
         if _fits(card, tokens):
             return card
     if not cards:

@@ -64,6 +64,7 @@ def encoded_json(
             "notes": outcome.meta.get("notes") or [],
             "layout": outcome.meta["layout"],
             "tokens": outcome.cost,
+            "revision": record.revision,
         }
         shown = [name for name in outputs if name != "reconstruction"]
         if any(name in PER_TOKEN for name in shown):

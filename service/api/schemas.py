@@ -136,6 +136,9 @@ class DecodeItem(_Echo):
         None, description="As in the answer of /encode; left out: the coords' grid, filled up to whole patches."
     )
     data: str | None = Field(None, description="A token file in base64, instead of arrays.")
+    revision: Text | None = Field(
+        None, description="Revision of the model that made the arrays: chooses the model, or is checked."
+    )
 
 
 class DecodeBody(DecodeOptions, _Echo):
@@ -150,7 +153,7 @@ class DecodeBody(DecodeOptions, _Echo):
     layout: dict[str, Any] | None = None
     data: str | None = None
     revision: Text | None = Field(
-        None, description="Revision of the model that made the arrays, if it should be checked."
+        None, description="Revision of the model that made the arrays: chooses the model, or is checked."
     )
 
     @model_validator(mode="after")

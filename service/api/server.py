@@ -12,6 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.api.app import create_app
+from service.api.protocol import bounded_protocol
 from service.settings import Settings
 from service.telemetry import configure_logging
 
@@ -45,7 +46,7 @@ class Server(uvicorn.Server):
                 app,
                 host=settings.host,
                 port=settings.port,
-                http="h11",
+                http=bounded_protocol(settings.head_timeout_s),
                 ws="none",
                 loop="asyncio",
                 h11_max_incomplete_event_size=PARSER_ROOM * settings.header_bytes,

@@ -564,6 +564,26 @@ def test_slow_upload(redis_url: str, worker: object) -> None:
         assert b"upload_timeout" in answer
 
 
+def test_half_a_head(redis_url: str, worker: object) -> None:
+    """On a new connection and on a kept one; a request in two pieces is served, and nothing runs between two."""
+    request = b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n"
+    with Api(redis_url, head_timeout_s=1.0, keep_alive_s=5) as api:
+        for first in (b"", request):
+            with socket.create_connection(("127.0.0.1", api.port), timeout=10.0) as connection:
+                if first:
+                    connection.sendall(first[:20])
+                    time.sleep(0.2)
+                    connection.sendall(first[20:])
+                    answer = b""
+                    while b'"live"' not in answer:
+                        answer += connection.recv(65_536)
+                    time.sleep(1.5)
+                begin = time.monotonic()
+                connection.sendall(b"POST /enc")
+                assert connection.recv(65_536) == b""
+                assert 0.5 < time.monotonic() - begin < 5.0
+
+
 def test_slow_reader(redis_url: str, worker: object) -> None:
     """An answer that nobody takes is in flight, for so long as a client may; then its memory is free again."""
     picture = encode_image(np.zeros((2048, 2048, 3), np.uint8))  # 17 MB as JSON: more than sockets hold

@@ -229,6 +229,20 @@ def test_npy_and_npz(client: httpx.Client) -> None:
     assert problem(two, 406, "not_acceptable")["available"]
 
 
+@pytest.mark.parametrize("model", ["blocks-continuous", "blocks-discrete"])
+def test_an_item_by_itself_goes_back_to_its_model(client: httpx.Client, model: str) -> None:
+    """Latents of both have the same shape: only the revision tells them apart."""
+    options = {"model": model, "outputs": "latents"}
+    answer = client.post("/encode", files={"file": png(blocks(32, 48))}, data=options).json()
+    (item,) = answer["items"]
+    assert item["revision"] == answer["revision"]
+    again = client.post("/decode", json=item, headers={"Accept": "application/json"})
+    assert again.json()["model"] == model, again.text
+    other = ({"blocks-continuous", "blocks-discrete"} - {model}).pop()
+    problem(client.post("/decode", json={**item, "model": other}), 409, "model_mismatch")
+    problem(client.post("/decode", json={"items": [item], "model": other}), 409, "model_mismatch")
+
+
 def test_embed_gives_one_vector_an_item(client: httpx.Client) -> None:
     files = [("file", (f"{i}.png", png(blocks(24, 24, i)), "image/png")) for i in range(3)]
     answer = EncodeAnswer.model_validate(client.post("/v1/embed", files=files).json())
