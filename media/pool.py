@@ -283,6 +283,8 @@ class _BarePopen(popen_spawn_posix.Popen):
                 command,
                 variables,
                 file_actions=[(os.POSIX_SPAWN_DUP2, number, number) for number in inherited],
+                # A terminal's Ctrl-C is for its parent; before it can ignore it, it would die of it with a traceback.
+                setpgroup=0,
             )
         except BaseException:
             os.close(alive_out)
