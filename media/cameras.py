@@ -1,4 +1,4 @@
-"""Where the views of an object were taken from: the plain record, its checks, and the reader of transforms.json.
+"""Where the views of an object were taken from: the plain record, its checks, and the readers of its two JSON forms.
 
 Camera axes are those of OpenCV (x right, y down, looks along +z); the world is z up. V: views.
 """
@@ -6,7 +6,7 @@ Camera axes are those of OpenCV (x right, y down, looks along +z); the world is 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,8 +56,9 @@ def read_transforms(document: object) -> tuple[tuple[str, ...], Cameras]:
     """Read the content of a NeRF-style transforms.json: {"frames": [{file_path, camera_angle_x, transform_matrix}]}.
 
     transform_matrix: 4 x 4, camera to world, axes of OpenGL and Blender (y up, looks along -z). camera_angle_x: the
-    full horizontal angle in radians, of a frame or of the document; pictures are square. Returns the frames'
-    file_path and their cameras, in order. Raises MediaError, naming the frame.
+    full horizontal angle in radians, of a frame or of the document; pictures are square. Instead of the angle there may
+    be fl_x, fl_y, cx, cy, w and h in pixels. Returns the frames' file_path and their cameras, in order. Raises
+    MediaError, naming the frame.
     """
     frames = document.get("frames") if isinstance(document, Mapping) else None
     if not isinstance(document, Mapping) or not isinstance(frames, list) or not frames:
@@ -74,6 +75,9 @@ def read_transforms(document: object) -> tuple[tuple[str, ...], Cameras]:
         _check_pose(f"{where}: transform_matrix", pose)
         pose[:3, 1:3] *= -1
         extrinsics[number] = np.linalg.inv(pose)
+        if "fl_x" in frame or "fl_x" in document:
+            intrinsics[number] = _pixel_intrinsics(where, {**document, **frame})
+            continue
         given = frame.get("camera_angle_x", document.get("camera_angle_x"))
         angle = float(_numbers(f"{where}: camera_angle_x", given, ()))
         if not 0 < angle < math.pi:
@@ -81,6 +85,55 @@ def read_transforms(document: object) -> tuple[tuple[str, ...], Cameras]:
         focal = 0.5 / math.tan(angle / 2)
         intrinsics[number] = np.array([[focal, 0.0, 0.5], [0.0, focal, 0.5], [0.0, 0.0, 1.0]])
     return tuple(names), Cameras(world_to_camera=extrinsics.astype(np.float32), intrinsics=intrinsics)
+
+
+def read_views(document: object, side_of: Callable[[int, object], int]) -> tuple[tuple[str, ...], Cameras]:
+    """Read the content of cameras.json: {"views": [{image, world_to_camera or camera_to_world, intrinsics}]}.
+
+    Matrices are 4 x 4 with OpenCV axes, intrinsics 3 x 3: normalised, or with "intrinsics_unit": "pixels" of the
+    document in pixels of the picture, whose side side_of tells of a view and its image. Returns the views' image and
+    their cameras, in order. Raises MediaError, naming the view.
+    """
+    views = document.get("views") if isinstance(document, Mapping) else None
+    if not isinstance(document, Mapping) or not isinstance(views, list) or not views:
+        raise MediaError("invalid_camera", 'cameras.json must be an object with a list "views" that is not empty')
+    unit = document.get("intrinsics_unit", "normalized")
+    if unit not in ("normalized", "pixels"):
+        raise MediaError("invalid_camera", 'intrinsics_unit must be "normalized" or "pixels"')
+    names: list[str] = []
+    extrinsics = np.empty((len(views), 4, 4), np.float64)
+    intrinsics = np.empty((len(views), 3, 3), np.float32)
+    for number, view in enumerate(views):
+        where = f"view {number}"
+        if not isinstance(view, Mapping) or not isinstance(view.get("image"), str):
+            raise MediaError("invalid_camera", f'{where}: must be an object with a text "image"')
+        if ("world_to_camera" in view) == ("camera_to_world" in view):
+            raise MediaError("invalid_camera", f"{where}: give one of world_to_camera and camera_to_world")
+        name = "world_to_camera" if "world_to_camera" in view else "camera_to_world"
+        pose = _numbers(f"{where}: {name}", view[name], (4, 4))
+        _check_pose(f"{where}: {name}", pose)
+        extrinsics[number] = pose if name == "world_to_camera" else np.linalg.inv(pose)
+        k = _numbers(f"{where}: intrinsics", view.get("intrinsics"), (3, 3))
+        if unit == "pixels":
+            k[:2] /= side_of(number, view["image"])
+        intrinsics[number] = k
+        names.append(view["image"])
+    return tuple(names), Cameras(world_to_camera=extrinsics.astype(np.float32), intrinsics=intrinsics)
+
+
+def _pixel_intrinsics(where: str, values: Mapping[str, Any]) -> npt.NDArray[np.float64]:
+    """Normalised, from what NeRF tools write; what is missing is taken from x, or to be the middle."""
+    width = float(_numbers(f"{where}: w", values.get("w"), ()))
+    height = float(_numbers(f"{where}: h", values.get("h", width), ()))
+    if not (0 < width < 1e6 and width == height):
+        raise MediaError("view_mismatch", f"{where}: w and h are {width:g} and {height:g}; pictures must be square")
+    focal_x = float(_numbers(f"{where}: fl_x", values.get("fl_x"), ()))
+    focal_y = float(_numbers(f"{where}: fl_y", values.get("fl_y", focal_x), ()))
+    centre_x = float(_numbers(f"{where}: cx", values.get("cx", width / 2), ()))
+    centre_y = float(_numbers(f"{where}: cy", values.get("cy", height / 2), ()))
+    matrix = np.array([[focal_x / width, 0, centre_x / width], [0, focal_y / height, centre_y / height], [0, 0, 1.0]])
+    _check_intrinsics(f"{where}: its intrinsics", matrix.astype(np.float32))
+    return matrix
 
 
 def _numbers(what: str, value: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:

@@ -53,6 +53,21 @@ def decode_probed_image(data: bytes, header: Probe, limits: Limits) -> Image:
     return Image(pixels=pixels, notes=tuple(notes))
 
 
+def decode_rgba(data: bytes, limits: Limits) -> UInt8Array:
+    """Decode a picture and keep its alpha: uint8 [H, W, 4], straight alpha, or [H, W, 3] where it has none.
+
+    For textures and posed renders; otherwise as decode_image. Raises MediaError.
+    """
+    header = probe(data, limits, declared="image")
+    with _opened(data, header, limits) as picture:
+        has_alpha = picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info
+        if has_alpha and not picture.mode.startswith("I"):
+            pixels = np.asarray(picture.convert("RGBA"))
+        else:
+            pixels = _to_rgb(picture, [])
+        return upright(pixels, header.orientation)
+
+
 def decode_animation(data: bytes, limits: Limits, *, max_frames: int | None = None) -> Video:
     """Decode all frames of an animated GIF, WebP, PNG or AVIF; fps is their average rate. Raises MediaError."""
     return decode_probed_animation(

@@ -36,6 +36,24 @@ class Limits:
     """Tokens of one item: 436 frames of 640 x 480."""
     request_tokens: int = 262_144
     """Tokens of all items of one request together."""
+    mesh_bytes: int = 32 * MIB
+    """Size of a mesh file, packed or not."""
+    mesh_vertices: int = 2_000_000
+    """Vertices of a mesh, counted after all instances are laid out."""
+    mesh_faces: int = 2_000_000
+    """Triangles of a mesh, counted after all instances are laid out."""
+    mesh_instances: int = 2_000
+    """Nodes of a glTF scene."""
+    archive_bytes: int = 64 * MIB
+    """Size of a zip file."""
+    archive_members: int = 300
+    """Members of a zip file."""
+    archive_unpacked_bytes: int = 256 * MIB
+    """Size of what a zip file's members unpack to, together."""
+    views: int = 64
+    """Posed pictures of one asset."""
+    view_side: int = 2048
+    """Side of a posed picture or of its depth map, in pixels."""
     decode_bytes: int = 512 * MIB
     """uint8 pixels that one item may decode to, be it from a file or from tokens."""
     child_cpu_s: float = 20.0
@@ -68,6 +86,15 @@ class Limits:
             frame_pixels=huge,
             frames_decoded=huge,
             frames_used=huge,
+            mesh_bytes=4 * GIB,
+            mesh_vertices=huge,
+            mesh_faces=huge,
+            mesh_instances=huge,
+            archive_bytes=16 * GIB,
+            archive_members=65_536,
+            archive_unpacked_bytes=16 * GIB,
+            views=4096,
+            view_side=16_384,
             window_tokens=huge,
             item_tokens=huge,
             request_tokens=huge,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from media import bmff, ebml, riff
+from media.asset_sniff import asset_format, check_asset_bytes
 from media.errors import MediaError
 from media.headers import Header, Steps, cut_short, unpack
 from media.limits import Limits
@@ -24,7 +25,10 @@ WINDOW_FRAMES = 16
 
 IMAGE_FORMATS: Final = ("png", "jpeg", "webp", "avif", "gif")
 VIDEO_FORMATS: Final = ("mp4", "matroska", "avi")
-OFFERED: Final = "PNG, JPEG, WebP, AVIF, GIF; MP4/MOV, WebM/Matroska, AVI"
+OFFERED: Final = (
+    "PNG, JPEG, WebP, AVIF, GIF; MP4/MOV, WebM/Matroska, AVI; GLB, glTF, OBJ, PLY, STL, OFF; a zip of posed renders or "
+    "of an OBJ with its textures; voxels as npz or safetensors"
+)
 
 # Not on offer, but named in the refusal, so that the sender knows what arrived.
 _OTHERS: Final = (
@@ -38,12 +42,6 @@ _OTHERS: Final = (
     (b"8BPS", "PSD"),
     (b"%PDF", "PDF"),
     (b"%!PS", "PostScript"),
-    (b"PK\x03\x04", "ZIP"),
-    (b"PK\x05\x06", "ZIP"),
-    (b"glTF", "GLB"),
-    (b"ply\n", "PLY"),
-    (b"ply\r", "PLY"),
-    (b"solid ", "STL"),
     (b"#EXTM3U", "HLS playlist"),
     (b"ffconcat", "concat script"),
     (b"OggS", "Ogg"),
@@ -62,12 +60,14 @@ _OTHERS: Final = (
 class Probe:
     """What a header says. width, height: upright, pixels. frames: None if unknown. seconds: None if unknown.
 
+    Of a 3D file it says only what it is (kind "voxels"): all numbers are 0 or None, its voxels are counted later.
+
     kind: what it will be decoded to. tokens: with fit=pad; None if the number of frames is unknown. codec: of a
     video container. orientation: EXIF number of what has to be done to set the stored picture upright.
     """
 
     format: str
-    kind: Literal["image", "video"]
+    kind: Kind
     width: int
     height: int
     frames: int | None
@@ -103,13 +103,17 @@ def token_cost(kind: Kind, frames: int, height: int, width: int, fit: Fit = "pad
 def probe(data: bytes, limits: Limits, *, declared: str | None = None, max_frames: int | None = None) -> Probe:
     """Recognise a file by its content and check it against the limits, without decoding it.
 
-    declared: what the sender says that it is: a kind ("image", "video") or a media type ("image/png"). Only the
-    kind is compared: a PNG called image/jpeg is fine, a PNG called video is not. An animated GIF, WebP, PNG or
+    declared: what the sender says that it is: a kind ("image", "video", "model") or a media type ("image/png"). Only
+    the kind is compared: a PNG called image/jpeg is fine, a PNG called video is not. An animated GIF, WebP, PNG or
     AVIF is an image (its first frame) unless it is declared as a video.
     max_frames: only so many frames will be kept, so that a longer clip is no reason to refuse. Raises MediaError.
     """
     if not data:
         raise MediaError("corrupt_media", "the file is empty")
+    if (asset := asset_format(data)) is not None:
+        _check_declared_asset(declared, asset)
+        check_asset_bytes(len(data), asset, limits)
+        return Probe(format=asset, kind="voxels", width=0, height=0, frames=None, seconds=None, tokens=None)
     format_name = _format(data)
     is_video = format_name in VIDEO_FORMATS
     _check_bytes(len(data), limits, is_video)
@@ -183,6 +187,18 @@ def check_size(kind: Literal["image", "video"], frames: int, height: int, width:
     return tokens
 
 
+def check_voxels(count: int, limits: Limits) -> None:
+    """Raise MediaError for a voxel set of more tokens than may attend to each other: all of it is one window."""
+    most = min(limits.window_tokens, limits.item_tokens)
+    if count > most:
+        raise MediaError(
+            "too_many_tokens",
+            f"the object fills {count} voxels, a token each; at most {most} may attend to each other",
+            limit=most,
+            actual=count,
+        )
+
+
 def check_frames(frames: int, limits: Limits) -> None:
     """Raise MediaError if a clip has more frames than may be decoded or used."""
     most = min(limits.frames_decoded, limits.frames_used)
@@ -228,6 +244,14 @@ def _kind(header: Header, is_video: bool, declared: str | None) -> Literal["imag
         "media_type_mismatch",
         f"the file was declared as {named[:32]!r} but is {'a video' if is_video else 'an image'} ({header.format})",
     )
+
+
+def _check_declared_asset(declared: str | None, format_name: str) -> None:
+    named = (declared or "").split("/")[0].strip().lower()
+    if named in ("image", "video"):
+        raise MediaError(
+            "media_type_mismatch", f"the file was declared as {named!r} but is a 3D file or archive ({format_name})"
+        )
 
 
 def _checked(header: Header, kind: Literal["image", "video"], limits: Limits, max_frames: int | None) -> Probe:

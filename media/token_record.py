@@ -55,7 +55,10 @@ def check_decodable(tokens: Tokens, *, latent_channels: int | None = None, codeb
     if problem:
         refuse(f"layout: {problem}")
     if tokens.layout.kind == "voxels":
-        _refuse_where("coords", coords[:, :1], coords[:, :1] != 0, "0 (voxels have no time)")
+        # The published code puts voxels at t = 1; others may write 0. All tokens share it, so it has no effect.
+        times = coords[:, :1]
+        allowed = "0 or 1, the same in all rows (voxels have no time)"
+        _refuse_where("coords", times, (times != times[:1]) | (times < 0) | (times > 1), allowed)
         _refuse_duplicates(coords)
     else:
         problem = _raster_problem(coords, tokens.layout.grid)

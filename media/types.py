@@ -52,6 +52,39 @@ class Voxels:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Material:
+    """What a face is painted with.
+
+    colour: RGBA, 0..1, multiplies the texture; alone where there is none. texture: uint8 [h, w, 4], RGBA with straight
+    alpha, first row on top; None: the plain colour. cutout: alpha below it is a hole (0: the surface is opaque
+    everywhere).
+    """
+
+    colour: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+    texture: UInt8Array | None = None
+    cutout: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mesh:
+    """A triangle mesh in the axes of its file, turned so that z is up. P vertices, F faces.
+
+    vertices: float32 [P, 3], finite. faces: int32 [F, 3], into vertices. materials: at least one if material_of_face
+    is there. material_of_face: int32 [F], into materials; None: nothing says how the surface looks, it is drawn grey
+    with shading. uv: float32 [P, 2], (0, 0) at the lower left of a texture, None if nothing is textured. colours:
+    uint8 [P, 4], RGBA a vertex, multiplies the material; None if there are none.
+    """
+
+    vertices: Float32Array
+    faces: Int32Array
+    materials: tuple[Material, ...] = ()
+    material_of_face: Int32Array | None = None
+    uv: Float32Array | None = None
+    colours: UInt8Array | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Gaussians:
     """M Gaussian splats, in the form in which a PLY file keeps them. All float32; z up, the object in [-0.5, 0.5]^3.
 
@@ -68,6 +101,28 @@ class Gaussians:
 
     def __len__(self) -> int:
         return int(self.positions.shape[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class PosedPictures:
+    """V pictures of an object with their cameras: what its reconstruction is compared with.
+
+    pictures: uint8 [V, S, S, 3], on black. world_to_camera: float32 [V, 4, 4]; intrinsics: float32 [V, 3, 3],
+    normalised, both as in media.cameras. held_out: whether the object was not made from them.
+    """
+
+    pictures: UInt8Array
+    world_to_camera: Float32Array
+    intrinsics: Float32Array
+    held_out: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asset:
+    """A 3D asset out of a file: its voxels, and pictures of it where they were asked for."""
+
+    voxels: Voxels
+    pictures: PosedPictures | None = None
 
 
 Item: TypeAlias = Image | Video | Voxels

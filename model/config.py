@@ -155,6 +155,15 @@ class GaussianConfig:
         if self.window < 2 or self.window % 2:
             raise UnsupportedError(f"window {self.window}: odd blocks shift it by half, so it must be even")
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as stored in the header of our safetensors files."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> GaussianConfig:
+        """Inverse of to_json; unknown keys are a TypeError."""
+        return cls(**{**values, "multipliers": tuple(values["multipliers"])})
+
     @classmethod
     def from_published(cls, arch: Mapping[str, Any]) -> GaussianConfig:
         """Read the published config keys; what they say beyond sizes must be what this network does."""

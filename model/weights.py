@@ -27,6 +27,8 @@ from model.gaussian_decoder import GaussianDecoder
 from model.network import ATokenNet
 
 CONFIG_KEY = "atoken_config"
+GAUSSIAN_KEY = "atoken_gaussian_config"
+NOTE_KEY = "note"
 WRAPPERS = ("state_dict", "model")
 """Keys under which training code commonly puts the state dict of a .pt file."""
 
@@ -39,14 +41,19 @@ _PAGE = mmap.PAGESIZE
 
 
 def save(
-    net: ATokenNet, path: Path, *, dtype: torch.dtype | None = None, metadata: Mapping[str, str] | None = None
+    net: ATokenNet | GaussianDecoder,
+    path: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write our safetensors. dtype: of the floating tensors in the file, default as they are in the network."""
     tensors = {
         name: tensor.detach().to("cpu", dtype if dtype and tensor.is_floating_point() else tensor.dtype).contiguous()
         for name, tensor in net.state_dict().items()
     }
-    header = {**(metadata or {}), CONFIG_KEY: json.dumps(net.config.to_json())}
+    key = GAUSSIAN_KEY if isinstance(net, GaussianDecoder) else CONFIG_KEY
+    header = {**(metadata or {}), key: json.dumps(net.config.to_json())}
     save_file(tensors, path, metadata=header)
 
 
@@ -76,9 +83,12 @@ def load_gaussian_decoder(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> GaussianDecoder:
-    """The same for the Gaussian decoder; config: default the published sizes. A file's loss network is left out."""
+    """The same for the Gaussian decoder; config: default that of our own file, of others the published sizes.
+
+    The loss network in a published file is left out.
+    """
     with torch.device("meta"):
-        net = GaussianDecoder(config or GaussianConfig())
+        net = GaussianDecoder(config or read_gaussian_config(path))
     return _filled(net, path, device, dtype, leave_out=TRAINING_ONLY)
 
 
@@ -113,7 +123,28 @@ def read_config(path: Path) -> ModelConfig:
             raise WeightsError(f"{path.name}: unreadable {CONFIG_KEY!r} in its header: {error}") from error
 
 
-def revision_of(path: Path, config: ModelConfig) -> str:
+def read_gaussian_config(path: Path) -> GaussianConfig:
+    """The config in the header of our file, the published one of any other. Raises WeightsError."""
+    if path.suffix != ".safetensors":
+        return GaussianConfig()
+    with _open(path) as source:
+        if GAUSSIAN_KEY not in source.metadata:
+            return GaussianConfig()
+        try:
+            return GaussianConfig.from_json(json.loads(source.metadata[GAUSSIAN_KEY]))
+        except (ValueError, TypeError, KeyError) as error:
+            raise WeightsError(f"{path.name}: unreadable {GAUSSIAN_KEY!r} in its header: {error}") from error
+
+
+def read_note(path: Path) -> str:
+    """What the header of our file says of it to its users; empty where it says nothing."""
+    if path.suffix != ".safetensors":
+        return ""
+    with _open(path) as source:
+        return source.metadata.get(NOTE_KEY, "")
+
+
+def revision_of(path: Path, config: ModelConfig | GaussianConfig) -> str:
     """Hash of a weights file and of what it is taken for; tokens carry it, so that others are told apart."""
     digest = hashlib.sha256(json.dumps(config.to_json(), sort_keys=True).encode())
     with path.open("rb") as file:

@@ -41,6 +41,9 @@ class Settings(BaseSettings):
     models: Annotated[list[str], NoDecode] = ["tiny-continuous", "tiny-discrete"]
     """Names of bundled models, or files or folders with weights; comma separated in the environment."""
     default_model: str = "tiny-continuous"
+    gaussian_decoder: str = "tiny-splats"
+    """What makes Gaussians of decoded voxels: the bundled one's name, or a weights file (ours or the published one);
+    empty: none, voxels are answered as voxels."""
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     threads: Annotated[int, Field(ge=0)] = 0

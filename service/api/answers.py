@@ -54,13 +54,18 @@ class BadItem(BaseModel):
 
 
 class Reconstruction(BaseModel):
-    """The picture (PNG) or clip (MP4) after encode and decode. psnr_db: null when it equals the original."""
+    """The picture (PNG), clip (MP4) or Gaussians (PLY) after encode and decode."""
 
     model_config = ConfigDict(extra="forbid")
 
     media_type: str
     data: str
-    psnr_db: float | None = None
+    psnr_db: float | None = Field(None, description="null when it equals the original.")
+    ssim: float | None = Field(None, description="3D: like psnr_db the mean over views, rendered on black.")
+    views: int | None = Field(None, description="3D: how many views it was compared with; none for ready-made voxels.")
+    held_out: bool | None = Field(None, description="3D: whether the tokens were made without those views.")
+    decoder: str | None = Field(None, description="3D: name of the Gaussian decoder.")
+    note: str | None = Field(None, description="3D: what to know of its quality.")
 
 
 class LayoutDocument(BaseModel):

@@ -10,7 +10,7 @@ from typing import Literal
 from media.decode import decode_media
 from media.errors import MediaError
 from media.image import encode_image
-from media.types import Image, UInt8Array, Video
+from media.types import Asset, Image, UInt8Array, Video
 from media.video import encode_video
 from service.api import negotiation as types
 from service.api.core import Service
@@ -37,19 +37,28 @@ def file_types(kind: str, frames: int) -> list[str]:
     return [*CLIP_FORMATS, *IMAGE_FORMATS] if frames == 1 else list(CLIP_FORMATS)
 
 
-async def read(service: Service, record: Record, upload: Upload) -> Image | Video:
-    """Decode one upload. Waits for a free child; raises MediaError."""
+async def read(
+    service: Service,
+    record: Record,
+    upload: Upload,
+    *,
+    up: Literal["y", "z"] | None = None,
+    with_pictures: bool = False,
+) -> Image | Video | Asset:
+    """Decode one upload. Waits for a free child; raises MediaError. up, with_pictures: of 3D files."""
     outcome = "ok"
     try:
         async with service.children:
             with record.stage("decode"):
-                item = await service.media.run(decode_media, upload.data, service.settings.media, upload.declared)
+                item = await service.media.run(
+                    decode_media, upload.data, service.settings.media, upload.declared, up, with_pictures
+                )
     except MediaError as error:
         outcome = error.code
         raise
     finally:
         service.telemetry.decode_exits.labels(outcome).inc()
-    assert isinstance(item, Image | Video)
+    assert isinstance(item, Image | Video | Asset)
     return item
 
 

@@ -1,11 +1,11 @@
-"""POST /decode: token files, or latents or codes with their coords, in; pictures and clips out."""
+"""POST /decode: token files, or latents or codes with their coords, in; pictures, clips and Gaussians out."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -17,7 +17,7 @@ from media.errors import MediaError
 from media.limits import Limits
 from media.tokens import check_decodable, layout_from_json, layout_to_json, load_tokens, tokens_from_arrays
 from media.types import Tokens, UInt8Array
-from service.api import children, render
+from service.api import children, render, splats
 from service.api import negotiation as types
 from service.api.core import Service, service_of
 from service.api.documents import decode_operation
@@ -62,7 +62,7 @@ class Named:
 
 @router.post("/decode", openapi_extra=decode_operation(DecodeOptions, DecodeBody))
 async def decode(request: Request) -> Response:
-    """Turn tokens back into the picture or clip, with its exact size and number of frames."""
+    """Turn tokens back into the picture or clip, with its exact size and number of frames, or into Gaussian splats."""
     service, record = service_of(request), record_of(request.scope)
     deadline = Deadline.of(request, service, record)
     with record.stage("recv"):
@@ -86,7 +86,11 @@ async def decode(request: Request) -> Response:
         offers(only, good),
         result="the decoded item" if only else f"{len(orders)} decoded items",
     )
-    ticket = replace(ticket, fail=fails_whole(options.on_error, media_type, len(orders)))
+    ticket = replace(
+        ticket,
+        fail=fails_whole(options.on_error, media_type, len(orders)),
+        options={**ticket.options, "splats": splats.asked(media_type, options)},
+    )
 
     async def work() -> tuple[bytes, str]:
         outcomes = await _decode_all(ticket, [named.id for named in found], orders)
@@ -99,13 +103,13 @@ async def decode(request: Request) -> Response:
 
 
 def offers(only: Order | None, good: Sequence[Order]) -> list[str]:
-    """Return the formats of the answer, the default first: of one item the picture or clip itself."""
+    """Return the formats of the answer, the default first: of one item the picture, clip or Gaussians themselves."""
     if only is None:
-        pixels = all(order.tokens.layout.kind != "voxels" for order in good)
-        return [types.JSON, types.MULTIPART] if pixels else [types.JSON]
+        files = all(order.tokens.layout.kind != "voxels" or order.card.gaussian_decoder for order in good)
+        return [types.JSON, types.MULTIPART] if files else [types.JSON]
     layout = only.tokens.layout
     if layout.kind == "voxels":
-        return [types.JSON, types.NPZ]
+        return [*(splats.FORMATS if only.card.gaussian_decoder else ()), types.JSON, types.NPZ]
     return [*children.file_types(layout.kind, layout.frames), types.JSON, types.NPY]
 
 
@@ -285,8 +289,15 @@ async def _write(
     service: Service, media_type: str, outcomes: Sequence[Outcome], options: DecodeOptions, record: Record
 ) -> tuple[bytes, str]:
     """Return the body and its content type."""
+    if media_type in (types.PLY, types.BYTES):
+        (done,) = (outcome for outcome in outcomes if isinstance(outcome, Done))
+        return (await asyncio.to_thread(splats.file, done, splats.format_of(media_type, options))).data, media_type
     if media_type == types.MULTIPART:
         files = await children.write_all(service, [_clip(outcome) for outcome in outcomes], options.quality)
+        files = [
+            await asyncio.to_thread(splats.file, outcome, "ply") if _is_splats(outcome) else file
+            for outcome, file in zip(outcomes, files, strict=True)
+        ]
         return await asyncio.to_thread(render.multipart, outcomes, record, files)
     if media_type in (*children.IMAGE_FORMATS, *children.CLIP_FORMATS):
         clip = _clip(outcomes[0])
@@ -297,7 +308,13 @@ async def _write(
 
 
 def _clip(outcome: Outcome) -> tuple[str, UInt8Array, float | None] | None:
-    return (outcome.kind, outcome.arrays["pixels"], outcome.meta.get("fps")) if isinstance(outcome, Done) else None
+    if isinstance(outcome, Done) and "pixels" in outcome.arrays:
+        return outcome.kind, outcome.arrays["pixels"], outcome.meta.get("fps")
+    return None
+
+
+def _is_splats(outcome: Outcome) -> TypeGuard[Done]:
+    return isinstance(outcome, Done) and "positions" in outcome.arrays
 
 
 def _render(media_type: str, outcomes: Sequence[Outcome], floats: bool, record: Record, max_values: int) -> bytes:

@@ -22,25 +22,28 @@ BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 ANY = "application/octet-stream"
 RESULT = "The result, in the format that `Accept` asks for."
 PICTURES = ("image/png", "image/jpeg", "image/webp", "image/avif", "image/gif")
+ASSETS = ("model/gltf-binary", "model/gltf+json", "model/obj", "model/stl", "model/ply", "application/zip")
 CLIPS = ("video/mp4", "video/quicktime", "video/webm", "video/x-matroska", "video/x-msvideo")
 TENSORS = (types.JSON, types.SAFETENSORS, types.NPY, types.NPZ)
+SPLATS = (types.PLY, types.BYTES)
 FILES = (types.PNG, types.WEBP, types.JPEG, types.MP4, types.MKV)
 
 
 def encode_operation(options: type[BaseModel], body: type[BaseModel]) -> dict[str, Any]:
-    """Describe an operation that takes pictures and clips, and may give them back."""
-    result = f"{RESULT} Pictures and clips: with `outputs=reconstruction` of one item."
-    return _operation(options, body, EncodeAnswer, [*PICTURES, *CLIPS, ANY], (*TENSORS, *FILES), result)
+    """Describe an operation that takes pictures, clips and 3D assets, and may give them back."""
+    result = f"{RESULT} Pictures, clips and PLY: with `outputs=reconstruction` of one item."
+    answers = (*TENSORS, *FILES, types.PLY)
+    return _operation(options, body, EncodeAnswer, [*PICTURES, *CLIPS, *ASSETS, ANY], answers, result)
 
 
 def embed_operation(options: type[BaseModel], body: type[BaseModel]) -> dict[str, Any]:
-    """Describe an operation that takes pictures and clips, and gives tensors only."""
-    return _operation(options, body, EncodeAnswer, [*PICTURES, *CLIPS, ANY], TENSORS)
+    """Describe an operation that takes pictures, clips and 3D assets, and gives tensors only."""
+    return _operation(options, body, EncodeAnswer, [*PICTURES, *CLIPS, *ASSETS, ANY], TENSORS)
 
 
 def decode_operation(options: type[BaseModel], body: type[BaseModel]) -> dict[str, Any]:
     """Describe an operation that takes tokens."""
-    answers = (*FILES, types.JSON, types.NPY, types.NPZ, types.MULTIPART)
+    answers = (*FILES, *SPLATS, types.JSON, types.NPY, types.NPZ, types.MULTIPART)
     return _operation(options, body, DecodeAnswer, [types.SAFETENSORS, ANY], answers)
 
 

@@ -1,4 +1,4 @@
-"""POST /embed: pictures and clips in, one unit vector each out."""
+"""POST /embed: pictures, clips and 3D assets in, one unit vector each out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ router = APIRouter()
 
 @router.post("/embed", openapi_extra=embed_operation(EmbedOptions, EmbedBody))
 async def embed(request: Request) -> Response:
-    """Turn pictures and clips into an embedding each (unit length), and on request a feature vector for each token."""
+    """Turn pictures, clips and 3D assets into an embedding each (unit length), on request a vector for each token."""
     service, record = service_of(request), record_of(request.scope)
     deadline = Deadline.of(request, service, record)
     with record.stage("recv"):

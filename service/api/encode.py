@@ -1,4 +1,4 @@
-"""POST /encode: pictures and clips in, tokens out."""
+"""POST /encode: pictures, clips and 3D assets in, tokens out."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ router = APIRouter()
 
 @router.post("/encode", openapi_extra=encode_operation(EncodeOptions, EncodeBody))
 async def encode(request: Request) -> Response:
-    """Turn pictures and clips into latents, codes, an embedding, features or a reconstruction."""
+    """Turn pictures, clips and 3D assets into latents, codes, an embedding, features or a reconstruction."""
     service, record = service_of(request), record_of(request.scope)
     deadline = Deadline.of(request, service, record)
     with record.stage("recv"):

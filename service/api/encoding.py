@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from media.sniff import Probe
 from media.types import UInt8Array
-from service.api import children, render
+from service.api import children, render, splats
 from service.api import negotiation as types
 from service.api.core import Service, service_of
 from service.api.items import (
@@ -54,6 +54,11 @@ async def answer_media(
         if isinstance(probes[0], Problem):
             raise probes[0]
         check_kind(card, probes[0].kind)
+        if probes[0].kind == "voxels" and "reconstruction" in outputs and not card.gaussian_decoder:
+            raise Problem(
+                "unsupported_output",
+                f"`{card.name}` has no Gaussian decoder here: a reconstruction of 3D needs one",
+            )
     media_type = types.choose(
         request.headers.get("accept"),
         offers(outputs, probes),
@@ -70,7 +75,9 @@ async def answer_media(
     )
 
     async def work() -> bytes:
-        outcomes = await encode_all(ticket, card, uploads, probes, keep_pixels="reconstruction" in outputs)
+        outcomes = await encode_all(
+            ticket, card, uploads, probes, keep_pixels="reconstruction" in outputs, up=options.up
+        )
         settle_record(ticket, outcomes)
         with record.stage("encode"):
             return await _write(service, media_type, outcomes, outputs, options, record)
@@ -85,6 +92,8 @@ def offers(outputs: Sequence[str], probes: Sequence[Probe | Problem]) -> list[st
     if "reconstruction" in outputs:
         if arrays or single is None or isinstance(single, Problem):
             return [types.JSON]
+        if single.kind == "voxels":
+            return [types.JSON, types.PLY]
         return [types.JSON, *children.file_types(single.kind, single.frames or 0)]
     found = [types.JSON, types.SAFETENSORS]
     if len(arrays) == 1 and (single is not None or arrays == ["embedding"]):
@@ -119,12 +128,18 @@ async def _write(
     options: EncodeOptions | EmbedOptions,
     record: Record,
 ) -> bytes:
+    if media_type == types.PLY:
+        (done,) = (outcome for outcome in outcomes if isinstance(outcome, Done))
+        return (await asyncio.to_thread(splats.file, done, "ply", "reconstruction.")).data
     clips = [_reconstruction(outcome) for outcome in outcomes]
     if media_type in (*children.IMAGE_FORMATS, *children.CLIP_FORMATS):
         (clip,) = clips
         assert clip is not None
         return (await children.write(service, clip[1], clip[2], media_type)).data
     files = await children.write_all(service, clips)
+    for position, outcome in enumerate(outcomes):
+        if isinstance(outcome, Done) and "reconstruction.positions" in outcome.arrays:
+            files[position] = await asyncio.to_thread(splats.file, outcome, "ply", "reconstruction.")
     work = partial(_render, media_type, outcomes, outputs, options, record, files, service.settings.json_values)
     size = sum(array.nbytes for outcome in outcomes if isinstance(outcome, Done) for array in outcome.arrays.values())
     return work() if size < THREAD_BYTES and not options.floats else await asyncio.to_thread(work)
@@ -151,8 +166,8 @@ def _render(
 
 
 def _reconstruction(outcome: Outcome) -> tuple[str, UInt8Array, float | None] | None:
-    if isinstance(outcome, Done) and "reconstruction" in outcome.arrays:
-        return outcome.kind, outcome.arrays["reconstruction"], outcome.meta["layout"].get("fps")
+    if isinstance(outcome, Done) and "reconstruction.pixels" in outcome.arrays:
+        return outcome.kind, outcome.arrays["reconstruction.pixels"], outcome.meta["layout"].get("fps")
     return None
 
 

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from media import wire
 from media.errors import MediaError
 from media.sniff import Probe, probe, token_cost
-from media.types import Image, Kind, UInt8Array, Video
+from media.types import Asset, Image, Kind, UInt8Array, Video
 from service.api import children
 from service.api.core import Service
 from service.api.models import Card
@@ -127,39 +127,35 @@ async def encode_all(
     probes: Sequence[Probe | Problem],
     *,
     keep_pixels: bool = False,
+    up: Literal["y", "z"] | None = None,
 ) -> list[Outcome]:
-    """Send pictures and clips through an encode or embed job each.
+    """Send pictures, clips and 3D assets through an encode or embed job each.
 
+    keep_pixels: what a reconstruction is compared with is wanted. up: axis of mesh files that is up, None by format.
     Raises Problem too_many_tokens, the first item's problem when the ticket says `fail`, or what the queue refuses.
     """
     fit = ticket.options["fit"]
     costs: list[int | Problem | None] = [_cost_of_probe(ticket, card, found, fit) for found in probes]
     await admit(ticket, [(card.pool, cost) for cost in costs if isinstance(cost, int)])
 
-    async def decode(upload: Upload, cost: int | Problem | None) -> tuple[Image | Video, int]:
+    async def decode(upload: Upload, cost: int | Problem | None) -> tuple[Image | Video | Asset, int]:
         if isinstance(cost, Problem):
             raise cost
-        item = await children.read(ticket.service, ticket.record, upload)
-        frames = 1 if isinstance(item, Image) else len(item.frames)
-        height, width = item.pixels.shape[:2] if isinstance(item, Image) else item.frames.shape[1:3]
+        item = await children.read(ticket.service, ticket.record, upload, up=up, with_pictures=keep_pixels)
         # Headers lie; what counts is what came out.
-        known, cost = cost, token_cost(item.kind, frames, height, width, fit)
-        check_cost(ticket, card, cost, item.kind)
+        known, cost = cost, _cost_of_item(item, fit)
+        check_cost(ticket, card, cost, "voxels" if isinstance(item, Asset) else item.kind)
         if known is None:
             await admit(ticket, [(card.pool, cost)])
         return item, cost
 
-    async def send(upload: Upload, item: Image | Video, cost: int) -> Done:
-        pixels = item.pixels[np.newaxis] if isinstance(item, Image) else item.frames
-        meta: dict[str, wire.JSON] = {
-            "kind": item.kind,
-            "fps": item.fps if isinstance(item, Video) else None,
-            "notes": list(item.notes),
-        }
-        payload = await _dump({"pixels": pixels}, meta, pixels.nbytes)
-        arrays, answered = await run_job(ticket, card, cost, payload)
-        kept = pixels if keep_pixels else None
-        return Done(id=upload.id, kind=item.kind, cost=cost, arrays=arrays, meta=answered, pixels=kept)
+    async def send(upload: Upload, item: Image | Video | Asset, cost: int) -> Done:
+        arrays, meta = await asyncio.to_thread(_wire_form, item) if isinstance(item, Asset) else _wire_form(item)
+        payload = await _dump(arrays, meta, sum(array.nbytes for array in arrays.values()))
+        answers, answered = await run_job(ticket, card, cost, payload)
+        kind: Kind = "voxels" if isinstance(item, Asset) else item.kind
+        kept = arrays.get("pixels") if keep_pixels else None
+        return Done(id=upload.id, kind=kind, cost=cost, arrays=answers, meta=answered, pixels=kept)
 
     async def whole_way(upload: Upload, cost: int | Problem | None) -> Done:
         return await send(upload, *await decode(upload, cost))
@@ -236,7 +232,9 @@ def check_cost(ticket: Ticket, card: Card, cost: int, kind: Kind) -> None:
         limit = min(limit, card.max_item_tokens)
     if cost > limit:
         advice = (
-            f"a picture of {limit} tokens has {limit * 256} pixels (16 x 16 a token)"
+            "an object that fills fewer voxels of the 64 x 64 x 64 is needed"
+            if kind == "voxels"
+            else f"a picture of {limit} tokens has {limit * 256} pixels (16 x 16 a token)"
             if kind == "image"
             else "send a smaller frame size or fewer frames (a token is 4 frames of 16 x 16 pixels)"
         )
@@ -281,13 +279,42 @@ def _cost_of_probe(
         return found
     try:
         check_kind(card, found.kind)
-        if found.kind == "video" and found.frames is None:
+        if found.kind == "voxels" or (found.kind == "video" and found.frames is None):
             return None
         cost = token_cost(found.kind, found.frames or 1, found.height, found.width, fit)
         check_cost(ticket, card, cost, found.kind)
     except (Problem, MediaError) as error:
         return as_problem(error)
     return cost
+
+
+def _cost_of_item(item: Image | Video | Asset, fit: Literal["pad", "crop"]) -> int:
+    if isinstance(item, Asset):
+        return len(item.voxels.coords)
+    frames = 1 if isinstance(item, Image) else len(item.frames)
+    height, width = item.pixels.shape[:2] if isinstance(item, Image) else item.frames.shape[1:3]
+    return token_cost(item.kind, frames, height, width, fit)
+
+
+def _wire_form(item: Image | Video | Asset) -> tuple[dict[str, npt.NDArray[Any]], dict[str, wire.JSON]]:
+    """What goes to the worker: arrays and the rest."""
+    if not isinstance(item, Asset):
+        pixels = item.pixels[np.newaxis] if isinstance(item, Image) else item.frames
+        fps = item.fps if isinstance(item, Video) else None
+        return {"pixels": pixels}, {"kind": item.kind, "fps": fps, "notes": list(item.notes)}
+    voxels, views = item.voxels, item.pictures
+    arrays: dict[str, npt.NDArray[Any]] = {"coords": voxels.coords, "feats": _shortest(voxels.feats)}
+    meta: dict[str, wire.JSON] = {"kind": "voxels", "notes": list(voxels.notes)}
+    if views is not None:
+        arrays |= {name: getattr(views, name) for name in ("pictures", "world_to_camera", "intrinsics")}
+        meta["held_out"] = views.held_out
+    return arrays, meta
+
+
+def _shortest(feats: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+    """As bytes where nothing is lost: features that came out of pictures are k / 255."""
+    rounded = np.rint(feats * 255).astype(np.uint8)
+    return rounded if np.array_equal(rounded / np.float32(255), feats) else feats
 
 
 async def _dump(arrays: dict[str, npt.NDArray[Any]], meta: dict[str, wire.JSON], size: int) -> bytes:

@@ -30,6 +30,7 @@ class Card(BaseModel):
     codebook_size: int = 4096
     embedding_dim: int = 0
     max_item_tokens: int | None = None
+    gaussian_decoder: dict[str, Any] | None = None
 
     @property
     def pool(self) -> str:

@@ -17,12 +17,15 @@ JPEG = "image/jpeg"
 MP4 = "video/mp4"
 MKV = "video/x-matroska"
 MULTIPART = "multipart/mixed"
+PLY = "model/ply"
+BYTES = "application/octet-stream"
+"""Of Gaussians: the compact formats, which have no type of their own. Elsewhere it asks for safetensors."""
 
 # No type is registered for safetensors; these are in use. Source: serving.md section 4.2.
 ALIASES = {
     "application/x-safetensors": SAFETENSORS,
     "application/safetensors": SAFETENSORS,
-    "application/octet-stream": SAFETENSORS,
+    BYTES: SAFETENSORS,
     "application/npy": NPY,
     "application/npz": NPZ,
     "image/jpg": JPEG,
@@ -44,9 +47,11 @@ class MediaRange:
         return (self.type != "*") + (self.subtype != "*")
 
     def matches(self, media_type: str) -> bool:
-        """Whether the range covers a concrete type."""
+        """Whether the range covers a concrete type, or names it by an alias."""
         kind, _, sub = media_type.partition("/")
-        return self.type in ("*", kind) and self.subtype in ("*", sub)
+        if self.type in ("*", kind) and self.subtype in ("*", sub):
+            return True
+        return ALIASES.get(f"{self.type}/{self.subtype}") == media_type
 
 
 def parse_accept(header: str | None) -> list[MediaRange]:
@@ -59,7 +64,7 @@ def parse_accept(header: str | None) -> list[MediaRange]:
             continue
         name, *parameters = (piece.strip() for piece in entry.split(";"))
         name = name.lower()
-        kind, slash, sub = ALIASES.get(name, name).partition("/")
+        kind, slash, sub = name.partition("/")
         if not slash or not kind or not sub or (kind == "*" and sub != "*"):
             raise Problem("invalid_header", "the Accept header has an entry that is not of the form type/subtype")
         quality = 1.0

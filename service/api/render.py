@@ -23,6 +23,8 @@ from service.errors import PROBLEM_JSON, Problem
 
 PER_TOKEN = ("latents", "codes", "features")
 NPY_OUTPUTS = (*PER_TOKEN, "embedding")
+SPLAT_FACTS = ("psnr_db", "ssim", "views", "held_out", "decoder", "note")
+"""What a worker says of a 3D reconstruction: see answers.Reconstruction."""
 
 
 def envelope(record: Record, items: Sequence[dict[str, Any]]) -> bytes:
@@ -190,5 +192,6 @@ def _reconstruction_json(done: Done, file: File) -> dict[str, Any]:
     text = binascii.b2a_base64(file.data, newline=False).decode("ascii")
     entry: dict[str, Any] = {"media_type": file.media_type, "data": text}
     if done.pixels is not None:
-        entry["psnr_db"] = psnr(done.pixels, done.arrays["reconstruction"])
-    return entry
+        entry["psnr_db"] = psnr(done.pixels, done.arrays["reconstruction.pixels"])
+    about = done.meta.get("reconstruction") or {}
+    return entry | {name: about[name] for name in SPLAT_FACTS if about.get(name) is not None}

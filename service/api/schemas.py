@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import ErrorDetails
 
 from service.errors import Problem
+from service.view import FRAMES, PICTURE_SIDE, SIDES, TURNTABLE_FRAMES, TURNTABLE_SIDE, Background
 
 Text = Annotated[str, Field(max_length=200)]
 
@@ -22,6 +23,11 @@ def _split(value: object) -> object:
     return value
 
 
+Up = Literal["y", "z"]
+UP = Field(
+    None,
+    description="Mesh files: the axis that is up. Default: y in GLB, glTF and OBJ, z in PLY, STL and OFF.",
+)
 EncodeOutput = Literal["latents", "codes", "embedding", "features", "reconstruction"]
 EmbedOutput = Literal["embedding", "features"]
 
@@ -50,6 +56,7 @@ class EncodeOptions(Options):
         "pad",
         description="`pad` keeps every pixel; `crop` drops what does not fill a patch, as the published code does.",
     )
+    up: Up | None = UP
     sample: bool = Field(False, description="Draw latents from the posterior instead of taking its mean; needs `seed`.")
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = Field(None, description="Of `sample=true`, and only there.")
 
@@ -69,6 +76,7 @@ class EmbedOptions(Options):
         None, description="`embedding` (default) for the item, `features` for each token."
     )
     fit: Literal["pad", "crop"] = "pad"
+    up: Up | None = UP
 
 
 class DecodeOptions(Options):
@@ -76,6 +84,26 @@ class DecodeOptions(Options):
 
     force: bool = Field(False, description="Decode tokens of another model or revision, if the shapes fit.")
     quality: Annotated[int, Field(ge=1, le=100)] = Field(90, description="Of JPEG and lossy WebP.")
+    format: Literal["ply", "splat", "spz"] | None = Field(
+        None,
+        description="3D, with `Accept: application/octet-stream`: default splat, 32 bytes a Gaussian; spz takes half.",
+    )
+    azimuth: Annotated[float, Field(ge=-360, le=360)] = Field(
+        30.0,
+        description="3D as a picture or clip: degrees around z, counterclockwise seen from above; 0 looks along +y.",
+    )
+    elevation: Annotated[float, Field(ge=-89, le=89)] = Field(20.0, description="3D: degrees above the horizon.")
+    distance: Annotated[float, Field(ge=0.8, le=10)] = Field(
+        2.0, description="3D: of the camera from the middle, in sides of the cube that the object lies in."
+    )
+    fov: Annotated[float, Field(ge=5, le=120)] = Field(40.0, description="3D: full angle of the picture in degrees.")
+    side: Annotated[int, Field(ge=SIDES[0], le=SIDES[1])] | None = Field(
+        None, description=f"3D: pixels of the square picture; default {PICTURE_SIDE}, of a clip {TURNTABLE_SIDE}."
+    )
+    frames: Annotated[int, Field(ge=2, le=FRAMES[1])] = Field(
+        TURNTABLE_FRAMES, description="3D as a clip: pictures of one turn around the object."
+    )
+    background: Background = Field("white", description="3D as a picture or clip.")
 
 
 class MediaItem(BaseModel):

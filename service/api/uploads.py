@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import binascii
+import io
 import re
-from collections.abc import Iterable, Mapping
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 import orjson
@@ -14,16 +17,19 @@ from pydantic import BaseModel
 from starlette.requests import Request
 
 from service.api.multipart import Form, FormReader, Part, boundary_of
-from service.api.negotiation import ALIASES, SAFETENSORS
+from service.api.negotiation import ALIASES, NPZ, SAFETENSORS
 from service.api.schemas import validate
 from service.errors import Problem
 from service.settings import Settings
 
 # Types that say nothing: the first bytes decide. The third is what curl sends with --data-binary unless told otherwise.
 UNDECLARED = {"", "application/octet-stream", "application/x-www-form-urlencoded", "binary/octet-stream"}
+CAMERA_FILES = ("transforms.json", "cameras.json")
+"""A form that has one of them is one asset: its files are the posed renders of it."""
 THREAD_BYTES = 256 * 1024
 """Bodies from this size on are parsed in a thread; below, the switch costs more than the parsing."""
 
+ARCHIVES = ("application/zip", "application/x-zip-compressed", NPZ)
 DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[\w.+-]+)*;base64,", re.ASCII)
 
 S = TypeVar("S", bound=BaseModel)
@@ -64,13 +70,17 @@ async def read_content(request: Request, settings: Settings) -> Content:
         return Content(options={}, body=_merge(query, body))
     if media_type in UNDECLARED:
         declared = None
-    elif media_type.startswith(("image/", "video/")) or ALIASES.get(media_type, media_type) == SAFETENSORS:
+    elif (
+        media_type.startswith(("image/", "video/", "model/"))
+        or media_type in ARCHIVES
+        or ALIASES.get(media_type, media_type) == SAFETENSORS
+    ):
         declared = media_type
     else:
         raise Problem(
             "unsupported_media_type",
             f"the Content-Type {media_type[:100]!r} is not offered; send multipart/form-data, application/json, "
-            f"an image or video type, {SAFETENSORS} or application/octet-stream",
+            f"an image, video or model type, application/zip, {SAFETENSORS} or application/octet-stream",
         )
     return Content(options=query, uploads=[Upload(id="0", data=data, declared=declared)])
 
@@ -78,7 +88,7 @@ async def read_content(request: Request, settings: Settings) -> Content:
 async def read_media(
     request: Request, settings: Settings, options_schema: type[S], body_schema: type[S]
 ) -> tuple[S, list[Upload]]:
-    """Read pictures and clips with their options, for encode and embed. Raises Problem."""
+    """Read pictures, clips and 3D assets with their options, for encode and embed. Raises Problem."""
     content = await read_content(request, settings)
     if content.body is None:
         options, uploads = validate(options_schema, content.options), content.uploads or []
@@ -132,7 +142,19 @@ async def _read_multipart(request: Request, header: str, query: dict[str, Any], 
     options = _merge(options, _collect(texts))
     if not form.files:
         raise Problem("invalid_parameter", f"there is no part named `file`; {_describe(form)}")
+    names = [PurePosixPath(part.filename or "").name for part in form.files]
+    if any(name in CAMERA_FILES for name in names):
+        return Content(options=options, uploads=[await asyncio.to_thread(_set_of, form.files)])
     return Content(options=options, uploads=[_upload_of(position, part) for position, part in enumerate(form.files)])
+
+
+def _set_of(parts: Sequence[Part]) -> Upload:
+    """Posed renders that came as parts, as the zip of them that could have been sent instead."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for position, part in enumerate(parts):
+            archive.writestr(zipfile.ZipInfo(part.filename or str(position)), part.data)
+    return Upload(id="renders", data=buffer.getvalue())
 
 
 def _upload_of(position: int, part: Part) -> Upload:

@@ -13,17 +13,20 @@ from typing import Literal, cast
 
 import numpy as np
 
+from media.decode import decode_media
 from media.errors import MediaError
 from media.image import decode_image, encode_image
 from media.limits import Limits
 from media.sniff import Probe, probe, token_cost
+from media.splat_files import SplatFormat, encode_gaussians
 from media.tokens import check_decodable, dump_tokens, load_tokens
-from media.types import Fit, Image, Tokens
+from media.types import Asset, Fit, Image, Tokens, Voxels
 from media.video import VideoWriter, decode_video, iter_video
 from model import ModelError, Tokenizer
 from service.cli.errors import CommandError
 
 LIMITS = Limits.local()
+Up = Literal["y", "z"]
 PACK_TOKENS = 8192
 """Pictures are encoded together until they make so many tokens: enough to be fast, little memory."""
 
@@ -34,7 +37,13 @@ IMAGE_FORMATS: dict[str, Literal["png", "webp", "jpeg"]] = {
     ".jpeg": "jpeg",
 }
 VIDEO_FORMATS: dict[str, Literal["mp4", "mkv"]] = {".mp4": "mp4", ".mkv": "mkv"}
-SUFFIXES = {"image": (*IMAGE_FORMATS, ".npy"), "video": (*VIDEO_FORMATS, ".npy"), "voxels": (".npz",)}
+SPLAT_FORMATS: dict[str, SplatFormat] = {".ply": "ply", ".splat": "splat", ".spz": "spz"}
+SPLAT_DECODER = "tiny-splats"
+SUFFIXES = {
+    "image": (*IMAGE_FORMATS, ".npy"),
+    "video": (*VIDEO_FORMATS, ".npy"),
+    "voxels": (*SPLAT_FORMATS, *IMAGE_FORMATS, *VIDEO_FORMATS, ".npz"),
+}
 MAGIC = (
     (0, b"\xff\xd8\xff", "a JPEG picture"),
     (0, b"\x89PNG\r\n", "a PNG picture"),
@@ -57,15 +66,23 @@ def load(model: str, device: str | None, dtype: str | None, threads: int | None)
 
 
 def encode_files(
-    tokenizer: Tokenizer, files: Sequence[Path], output: Path, *, outputs: Sequence[str] | None, fit: str
+    tokenizer: Tokenizer,
+    files: Sequence[Path],
+    output: Path,
+    *,
+    outputs: Sequence[str] | None,
+    fit: str,
+    up: str | None = None,
 ) -> str:
     """Write the token file of all files, in their order; return a line about it."""
+    if up not in (None, "y", "z"):
+        raise CommandError(f"--up {up!r}; wanted y or z")
     if fit not in ("pad", "crop"):
         raise CommandError(f"--fit {fit!r}; wanted pad or crop")
     _check_folder(output)
     outputs = outputs or [_form(tokenizer)]
     _check_outputs(tokenizer, outputs)
-    tokens = _encode(tokenizer, files, outputs, cast(Fit, fit))
+    tokens = _encode(tokenizer, files, outputs, cast(Fit, fit), cast(Up | None, up))
     output.write_bytes(dump_tokens(tokens))
     count = sum(len(item) for item in tokens)
     return f"{output}: {_items(len(tokens))}, {count} tokens, {output.stat().st_size} bytes ({tokenizer.name})"
@@ -155,19 +172,26 @@ def list_versions() -> Iterator[str]:
     yield f"python {platform.python_version()} on {platform.system()} {platform.machine()}"
 
 
-def _encode(tokenizer: Tokenizer, files: Sequence[Path], outputs: Sequence[str], fit: Fit) -> list[Tokens]:
-    """Pictures go through the model packed together, clips window by window as they are read."""
+def _encode(
+    tokenizer: Tokenizer, files: Sequence[Path], outputs: Sequence[str], fit: Fit, up: Up | None = None
+) -> list[Tokens]:
+    """Pictures and 3D go through the model packed together, clips window by window as they are read."""
     done: list[Tokens] = []
-    pack: list[Image] = []
+    pack: list[Image | Voxels] = []
     pack_tokens = 0
     for file in files:
         header = _probe(file)
-        if header.kind == "video" or pack_tokens + (header.tokens or 0) > PACK_TOKENS:
+        if header.kind != "image" or pack_tokens + (header.tokens or 0) > PACK_TOKENS:
             done += _encode_pack(tokenizer, pack, outputs, fit)
             pack, pack_tokens = [], 0
         if header.kind == "video":
             with _named(file):
                 done.append(_encode_clip(tokenizer, file, outputs, fit))
+        elif header.kind == "voxels":
+            with _named(file):
+                asset = decode_media(file.read_bytes(), LIMITS, up=up)
+                assert isinstance(asset, Asset)
+                done += _encode_pack(tokenizer, [asset.voxels], outputs, fit)
         else:
             with _named(file):
                 token_cost("image", 1, header.height, header.width, fit)  # too small to crop: in a pack it has no name
@@ -176,7 +200,9 @@ def _encode(tokenizer: Tokenizer, files: Sequence[Path], outputs: Sequence[str],
     return done + _encode_pack(tokenizer, pack, outputs, fit)
 
 
-def _encode_pack(tokenizer: Tokenizer, pack: Sequence[Image], outputs: Sequence[str], fit: Fit) -> list[Tokens]:
+def _encode_pack(
+    tokenizer: Tokenizer, pack: Sequence[Image | Voxels], outputs: Sequence[str], fit: Fit
+) -> list[Tokens]:
     return tokenizer.encode(pack, outputs, fit=fit) if pack else []
 
 
@@ -220,8 +246,8 @@ def _write(tokenizer: Tokenizer, item: Tokens, path: Path, *, any_model: bool) -
     layout = item.layout
     if layout.kind == "voxels":
         voxels = tokenizer.decode([item], any_model=any_model)[0]
-        assert voxels.kind == "voxels"
-        np.savez(path, coords=voxels.coords, feats=voxels.feats)
+        assert isinstance(voxels, Voxels)
+        _write_voxels(tokenizer, voxels, path)
         return
     if layout.kind == "image":
         pixels = next(tokenizer.decode_stream(item, any_model=any_model))[0]
@@ -246,6 +272,27 @@ def _write(tokenizer: Tokenizer, item: Tokens, path: Path, *, any_model: bool) -
     ):
         for piece in pieces:
             out.write(piece)
+
+
+def _write_voxels(tokenizer: Tokenizer, voxels: Voxels, path: Path) -> None:
+    """As arrays, as Gaussians, as a picture of them, or as a clip of one turn around them."""
+    from model.splat_decoder import SplatDecoder
+    from service.view import TURNTABLE_FRAMES, TURNTABLE_SIDE, View
+    from service.worker.splatter import draw
+
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        np.savez(path, coords=voxels.coords, feats=voxels.feats)
+        return
+    (splats,) = SplatDecoder.load(SPLAT_DECODER, device=tokenizer.device).decode([voxels])
+    if suffix in SPLAT_FORMATS:
+        path.write_bytes(encode_gaussians(splats.to_record(), SPLAT_FORMATS[suffix]))
+    elif suffix in IMAGE_FORMATS:
+        path.write_bytes(encode_image(draw(splats, View())[0], IMAGE_FORMATS[suffix]))
+    else:
+        view = View(frames=TURNTABLE_FRAMES, side=TURNTABLE_SIDE)
+        with path.open("wb") as file, VideoWriter(file, view.side, view.side, view.fps, VIDEO_FORMATS[suffix]) as out:
+            out.write(draw(splats, view))
 
 
 def _form(tokenizer: Tokenizer) -> str:

@@ -102,23 +102,29 @@ def encode(
     fit: Annotated[
         str, typer.Option(help="pad: keep every pixel. crop: as published, drop what fills no patch.")
     ] = "pad",
+    up: Annotated[
+        str | None, typer.Option(help="Mesh files: axis that is up, y or z. Default: y in GLB, glTF, OBJ, else z.")
+    ] = None,
     model: Model = DEFAULT_MODEL,
     device: Device = None,
     dtype: DType = None,
     threads: Threads = None,
 ) -> None:
-    """Encode pictures and clips into one token file, without a server."""
+    """Encode pictures, clips and 3D files into one token file, without a server."""
     from service.cli import local
 
     tokenizer = local.load(model, device, dtype, threads)
-    print(local.encode_files(tokenizer, files, output, outputs=_names(outputs), fit=fit))
+    print(local.encode_files(tokenizer, files, output, outputs=_names(outputs), fit=fit, up=up))
 
 
 @app.command()
 def decode(
     file: Annotated[Path, typer.Argument(metavar="FILE.tokens", help="A token file.", exists=True, dir_okay=False)],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="picture.png .webp .jpg, clip.mp4 .mkv, array.npy, voxels.npz")
+        Path,
+        typer.Option(
+            "--output", "-o", help="picture.png .webp .jpg, clip.mp4 .mkv, array.npy; 3D also .ply .splat .spz .npz"
+        ),
     ],
     model: Annotated[
         str | None, typer.Option("--model", help="Default: the bundled model that the file names.")
@@ -147,7 +153,7 @@ def embed(
     dtype: DType = None,
     threads: Threads = None,
 ) -> None:
-    """Embed pictures and clips for search, without a server; prints how similar they are."""
+    """Embed pictures, clips and 3D files for search, without a server; prints how similar they are."""
     from service.cli import local
 
     tokenizer = local.load(model, device, dtype, threads)

@@ -6,7 +6,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -29,6 +29,9 @@ MEDIA_TYPES = {
     "jpeg": "image/jpeg",
     "mp4": "video/mp4",
     "mkv": "video/x-matroska",
+    "ply": "model/ply",
+    "splat": "application/octet-stream",
+    "spz": "application/octet-stream",
 }
 
 # Statuses that say "not now": the same request may work later.
@@ -92,16 +95,25 @@ class Client:
         outputs: str | Sequence[str] | None = None,
         model: str | None = None,
         fit: Literal["pad", "crop"] | None = None,
+        up: Literal["y", "z"] | None = None,
         sample: bool = False,
         seed: int | None = None,
     ) -> TokenFile:
-        """Turn images and clips into tokens.
+        """Turn images, clips and 3D assets into tokens.
 
         outputs: any of latents, codes, embedding, features; None for what the model decodes. model: a name of
-        `models`, None for the first that offers the outputs. fit: "pad" keeps every pixel. sample: draw latents from
-        the posterior with `seed` instead of taking its mean. One bad file fails the call: see ProblemError.item.
+        `models`, None for the first that offers the outputs. fit: "pad" keeps every pixel. up: axis of mesh files that is
+        up, None by format. sample: draw latents from the posterior with `seed` instead of taking its mean. One bad file
+        fails the call: see ProblemError.item.
         """
-        options = {"outputs": _joined(outputs), "model": model, "fit": fit, "sample": sample or None, "seed": seed}
+        options = {
+            "outputs": _joined(outputs),
+            "model": model,
+            "fit": fit,
+            "up": up,
+            "sample": sample or None,
+            "seed": seed,
+        }
         return TokenFile.parse(self._send_files("/v1/encode", files, options))
 
     def embed(
@@ -111,12 +123,13 @@ class Client:
         outputs: str | Sequence[str] | None = None,
         model: str | None = None,
         fit: Literal["pad", "crop"] | None = None,
+        up: Literal["y", "z"] | None = None,
     ) -> TokenFile:
-        """Turn images and clips into an embedding each (`.items[k].embedding`, unit length).
+        """Turn images, clips and 3D assets into one embedding each (`.items[k].embedding`).
 
         outputs: embedding and features (a vector for each token); None for the embedding alone. Others as in `encode`.
         """
-        options = {"outputs": _joined(outputs), "model": model, "fit": fit}
+        options = {"outputs": _joined(outputs), "model": model, "fit": fit, "up": up}
         return TokenFile.parse(self._send_files("/v1/embed", files, options))
 
     def decode(
@@ -137,20 +150,23 @@ class Client:
     def decode_file(
         self,
         tokens: TokenFile | Source,
-        format: Literal["png", "webp", "jpeg", "mp4", "mkv"],
+        format: Literal["png", "webp", "jpeg", "mp4", "mkv", "ply", "splat", "spz"],
         *,
         quality: int | None = None,
+        camera: Mapping[str, float | str] | None = None,
         model: str | None = None,
         force: bool = False,
     ) -> EncodedFile:
         """Turn the tokens of one item into a file.
 
-        format: png, webp or jpeg of an image; mp4 (lossy) or mkv (lossless) of a clip.
-        quality: 1 to 100, of JPEG and lossy WebP. Others as in `decode`.
+        format: png, webp or jpeg of an image; mp4 (lossy) or mkv (lossless) of a clip; of a 3D asset ply, splat or spz
+        (Gaussians), a picture, or as a clip a turn around it. quality: 1 to 100, of JPEG and lossy WebP. camera: of 3D
+        pictures and clips, any of azimuth, elevation, distance, fov, side, frames, background. Others as in `decode`.
         """
         if format not in MEDIA_TYPES:
             raise ValueError(f"format must be one of {', '.join(MEDIA_TYPES)}, not {format!r}")
-        options = {"model": model, "force": force or None, "quality": quality}
+        compact = format if format in ("splat", "spz") else None
+        options = {"model": model, "force": force or None, "quality": quality, "format": compact, **(camera or {})}
         response = self._send_tokens(tokens, options, MEDIA_TYPES[format])
         return EncodedFile(data=response.content, media_type=_media_type(response))
 

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 
 from model import Tokenizer
 from model.errors import ModelError
+from model.splat_decoder import SplatDecoder
 from service import event_loop
 from service.queue.consumer import QueueConsumer
 from service.queue.jobs import QueueUnavailable
@@ -31,6 +32,7 @@ from service.worker.model_thread import ModelThread
 from service.worker.runner import Runner
 from service.worker.selftest import SelfTestError, run_selftest
 from service.worker.speed import Speed
+from service.worker.splatter import Splatter
 
 EXIT_START = 78
 """The worker cannot start (no such model or device, self-test failed): starting it again will not help."""
@@ -63,6 +65,7 @@ def run(settings: Settings, *, parent: int | None = None) -> int:
     begin = time.monotonic()
     try:
         tokenizers, cards = load_models(settings)
+        splatter = load_splatter(settings, tokenizers, cards)
         budget = Budget(settings.batch_tokens or default_batch_tokens(tokenizers))
         speed = Speed(large_tokens=budget.full // 4)
         for pool, tokenizer in tokenizers.items():
@@ -86,7 +89,7 @@ def run(settings: Settings, *, parent: int | None = None) -> int:
     consumer = QueueConsumer(settings.redis_url, worker_id, list(tokenizers), lease_s=settings.lease_s)
     loop = WorkerLoop(
         consumer,
-        Runner(tokenizers, budget, speed),
+        Runner(tokenizers, budget, speed, splatter),
         budget,
         speed,
         ModelThread(),
@@ -119,6 +122,19 @@ def load_models(settings: Settings) -> tuple[dict[str, Tokenizer], list[dict[str
         tokenizers[pool_of(card)] = tokenizer
         cards.append(card)
     return tokenizers, cards
+
+
+def load_splatter(
+    settings: Settings, tokenizers: Mapping[str, Tokenizer], cards: Sequence[dict[str, Any]]
+) -> Splatter | None:
+    """Load the Gaussian decoder of the settings beside the models and say so on their cards. Raises ModelError."""
+    if not settings.gaussian_decoder:
+        return None
+    beside = next(iter(tokenizers.values()))
+    decoder = SplatDecoder.load(settings.gaussian_decoder, device=beside.device)
+    for card in cards:
+        card["gaussian_decoder"] = decoder.card()
+    return Splatter(decoder)
 
 
 def default_batch_tokens(tokenizers: Mapping[str, Tokenizer]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from media import wire
 from media.tokens import layout_from_json, layout_to_json
-from media.types import Image, Item, Tokens, Video, Voxels
+from media.types import Gaussians, Image, Item, PosedPictures, Tokens, Video, Voxels
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -41,9 +41,22 @@ def read_item(payload: bytes) -> Item:
         case "video":
             return Video(frames=_pixels(arrays), fps=meta.get("fps"), notes=notes)
         case "voxels":
-            return Voxels(coords=arrays["coords"], feats=arrays["feats"], notes=notes)
+            return Voxels(coords=arrays["coords"], feats=_unit(arrays["feats"]), notes=notes)
         case other:
             raise ValueError(f"a payload of kind {other!r}; wanted image, video or voxels")
+
+
+def read_pictures(payload: bytes) -> PosedPictures | None:
+    """Read the posed pictures that a reconstruction of voxels is compared with, if the payload has any."""
+    arrays, meta = wire.loads(payload)
+    if "pictures" not in arrays:
+        return None
+    return PosedPictures(
+        pictures=arrays["pictures"],
+        world_to_camera=arrays["world_to_camera"],
+        intrinsics=arrays["intrinsics"],
+        held_out=bool(meta["held_out"]),
+    )
 
 
 def read_tokens(payload: bytes) -> Tokens:
@@ -59,41 +72,48 @@ def read_tokens(payload: bytes) -> Tokens:
     )
 
 
-def encoded(tokens: Tokens, outputs: Sequence[str], reconstruction: Item | None, notes: Sequence[str]) -> Output:
-    """Return what an encode or embed job asked for, and nothing else of what its batch was asked."""
+def encoded(tokens: Tokens, outputs: Sequence[str], reconstruction: Output | None, notes: Sequence[str]) -> Output:
+    """Return what an encode or embed job asked for, and nothing else of what its batch was asked.
+
+    reconstruction: as `decoded` or `splatted` gives it.
+    """
     arrays: Arrays = {"coords": tokens.coords}
     for name in ("latents", "codes", "embedding", "features"):
         array = getattr(tokens, name)
         if name in outputs and array is not None:
             arrays[name] = array
-    if reconstruction is not None:
-        arrays["reconstruction"] = frames_of(reconstruction)
     meta: dict[str, wire.JSON] = {
         "layout": layout_to_json(tokens.layout),
         "model": tokens.model,
         "revision": tokens.revision,
         "notes": list(notes),
     }
+    if reconstruction is not None:
+        arrays |= {f"reconstruction.{name}": array for name, array in reconstruction.arrays.items()}
+        meta["reconstruction"] = dict(reconstruction.meta)
     return Output(arrays=arrays, meta=meta)
 
 
 def decoded(item: Item) -> Output:
-    """Return what a decode job asked for."""
-    if isinstance(item, Voxels):
-        return Output(arrays={"coords": item.coords, "feats": item.feats}, meta={"kind": "voxels", "fps": None})
-    fps = item.fps if isinstance(item, Video) else None
-    return Output(arrays={"pixels": frames_of(item)}, meta={"kind": item.kind, "fps": fps})
-
-
-def frames_of(item: Item) -> npt.NDArray[Any]:
-    """Return the values of an item as one array: uint8 [T, H, W, 3] (an image has T = 1), voxels float32 [n, 768]."""
+    """Return what a decode job asked for: pixels uint8 [T, H, W, 3] (an image has T = 1), or coords and feats."""
     match item:
         case Image():
-            return item.pixels[np.newaxis]
+            return Output(arrays={"pixels": item.pixels[np.newaxis]}, meta={"kind": "image", "fps": None})
         case Video():
-            return item.frames
+            return Output(arrays={"pixels": item.frames}, meta={"kind": "video", "fps": item.fps})
         case Voxels():
-            return item.feats
+            return Output(arrays={"coords": item.coords, "feats": item.feats}, meta={"kind": "voxels", "fps": None})
+
+
+def splatted(gaussians: Gaussians, meta: Mapping[str, wire.JSON]) -> Output:
+    """Return Gaussians; meta: what else there is to say of them."""
+    arrays: Arrays = {field.name: getattr(gaussians, field.name) for field in fields(gaussians)}
+    return Output(arrays=arrays, meta={"kind": "voxels", **meta})
+
+
+def _unit(feats: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Features as 0..1; as bytes they take a quarter of the way through the queue."""
+    return (feats / np.float32(255)).astype(np.float32) if feats.dtype == np.uint8 else feats
 
 
 def _pixels(arrays: Arrays) -> npt.NDArray[np.uint8]:

@@ -10,14 +10,15 @@ from typing import Literal, TypeAlias
 import structlog
 import torch
 
-from media.types import Item, Tokens
+from media.types import Item, PosedPictures, Tokens, Voxels
 from model import Tokenizer
 from model.errors import ModelError, RangeError, UnsupportedError
 from service.queue.estimate import Direction
 from service.queue.jobs import Job
 from service.worker.budget import Budget
-from service.worker.payloads import Output, decoded, encoded, read_item, read_tokens
+from service.worker.payloads import Output, decoded, encoded, read_item, read_pictures, read_tokens
 from service.worker.speed import Speed
+from service.worker.splatter import Splatter
 
 log = structlog.get_logger(__name__)
 
@@ -42,11 +43,14 @@ class Runner:
 
     One bad item does not fail its neighbours: what cannot be read is set aside first, and when a packed pass fails,
     its items run one by one. Out of memory halves the budget and the tokens of a pass, and the pass runs again.
-    speed: is told how long each encode and decode took that went well.
+    speed: is told how long each encode and decode took that went well. splatter: makes Gaussians of decoded voxels.
     """
 
-    def __init__(self, tokenizers: Mapping[str, Tokenizer], budget: Budget, speed: Speed) -> None:
+    def __init__(
+        self, tokenizers: Mapping[str, Tokenizer], budget: Budget, speed: Speed, splatter: Splatter | None = None
+    ) -> None:
         self._tokenizers = dict(tokenizers)
+        self._splatter = splatter
         self._full_pass = {pool: tokenizer.pass_tokens for pool, tokenizer in tokenizers.items()}
         self._budget = budget
         self._speed = speed
@@ -64,6 +68,9 @@ class Runner:
             ]
             self._run_step(pool, group, _encode, "encode")
         self._run_step(pool, [work for work in works if work.is_to_decode], _decode, "decode")
+        for work in works:
+            # One by one: their rendering is most of the work, and is not packed.
+            self._run_step(pool, [work] if work.is_to_splat else [], self._splat)
         return [work.result or work.output() for work in works]
 
     def _run_step(
@@ -102,6 +109,13 @@ class Runner:
             for work in works:
                 self._run_step(pool, [work], step, direction)
 
+    def _splat(self, tokenizer: Tokenizer, works: Sequence[_Work]) -> None:
+        for work in works:
+            if self._splatter is None:
+                raise UnsupportedError(f"{tokenizer.name!r} has no Gaussian decoder here: voxels stay voxels")
+            assert isinstance(work.picture, Voxels)
+            work.splats = self._splatter.run(work.picture, work.job.options.get("splats"), work.pictures)
+
     def _set_pass_tokens(self, pool: str) -> None:
         shrunk = self._budget.tokens < self._budget.full
         full = self._full_pass[pool]
@@ -119,12 +133,21 @@ class _Work:
         self.item: Item | None = None
         self.tokens: Tokens | None = None
         self.picture: Item | None = None
+        self.pictures: PosedPictures | None = None
+        self.splats: Output | None = None
         self.result: Result | None = None
 
     @property
     def is_to_decode(self) -> bool:
         """Whether the decoder still has to see it."""
         return self.result is None and (self.job.op == "decode" or "reconstruction" in self.outputs)
+
+    @property
+    def is_to_splat(self) -> bool:
+        """Whether its decoded voxels become Gaussians: a reconstruction's do, a decode job's where it says so."""
+        if self.result is not None or not isinstance(self.picture, Voxels):
+            return False
+        return self.job.op != "decode" or self.job.options.get("splats") is not None
 
     def wants_latents_only(self, tokenizer: Tokenizer) -> bool:
         """Whether it asks a model that gives codes for the latents instead: one encode gives one of the two."""
@@ -139,10 +162,11 @@ class _Work:
         """Return the result of a work that went well."""
         if self.job.op == "decode":
             assert self.picture is not None
-            return decoded(self.picture)
+            return self.splats or decoded(self.picture)
         assert self.item is not None
         assert self.tokens is not None
-        return encoded(self.tokens, self.outputs, self.picture, self.item.notes)
+        reconstruction = self.splats or (decoded(self.picture) if self.picture is not None else None)
+        return encoded(self.tokens, self.outputs, reconstruction, self.item.notes)
 
 
 def _read(tokenizer: Tokenizer, works: Sequence[_Work]) -> None:
@@ -166,6 +190,7 @@ def _read(tokenizer: Tokenizer, works: Sequence[_Work]) -> None:
             if work.job.options.get("sample") and work.job.options.get("seed") is None:
                 raise RangeError("sample=true without a seed; wanted seed=0 or any other whole number")
             work.item = read_item(work.payload)
+            work.pictures = read_pictures(work.payload)
 
 
 def _encode(tokenizer: Tokenizer, works: Sequence[_Work]) -> None:

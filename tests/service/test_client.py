@@ -238,7 +238,7 @@ def test_decode_to_a_file(client: Client, service: TinyService, tmp_path: Path) 
     assert service.seen[1].query == {"quality": "80"}
     found.save(tmp_path / "a.jpg")
     assert (tmp_path / "a.jpg").read_bytes() == found.data
-    with pytest.raises(ValueError, match="png, webp, jpeg, mp4, mkv, not 'gif'"):
+    with pytest.raises(ValueError, match="png, webp, jpeg, mp4, mkv, ply, splat, spz, not 'gif'"):
         client.decode_file(tokens, "gif")  # type: ignore[arg-type]
 
 

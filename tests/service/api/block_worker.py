@@ -146,6 +146,8 @@ def answer(lease: Lease, payload: bytes) -> bytes:
         "reconstruction": untile(spread(halves if card["codebooks"] else means(cut, 4)), layout),
     }
     found = {name: everything[name] for name in job.options["outputs"]}
+    if "reconstruction" in found:
+        found["reconstruction.pixels"] = found.pop("reconstruction")
     facts: dict[str, wire.JSON] = {
         "layout": layout_to_json(layout),
         "model": card["name"],

@@ -14,6 +14,7 @@ import pytest
 
 from media.image import decode_image, encode_image
 from media.limits import Limits
+from media.ply import decode_ply
 from media.tokens import dump_tokens, load_tokens
 from media.types import Image, UInt8Array
 from media.video import decode_video, encode_video
@@ -21,6 +22,7 @@ from model import Tokenizer
 from service.cli import main as cli
 from service.cli.errors import explain
 from service.cli.model_names import check_models
+from tests.media.meshes import arms_glb
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -318,3 +320,16 @@ def test_a_fault_of_ours_is_one_line_unless_asked(run: Run, monkeypatch: pytest.
     monkeypatch.setattr(sys, "argv", ["atoken", "--debug", "version"])
     with pytest.raises(ZeroDivisionError):
         cli.main()
+
+
+@pytest.mark.parametrize("suffix", [".ply", ".splat", ".spz", ".png", ".mp4", ".npz"])
+def test_a_mesh_to_tokens_and_to_every_form_of_it(run: Run, tmp_path: Path, suffix: str) -> None:
+    mesh, tokens, back = tmp_path / "arms.glb", tmp_path / "arms.tokens", tmp_path / f"back{suffix}"
+    mesh.write_bytes(arms_glb())
+    assert run("encode", mesh, "-o", tokens)[0] == 0
+    status, out, _ = run("decode", tokens, "-o", back)
+    assert status == 0
+    assert "voxels" in out
+    if suffix == ".ply":
+        assert len(decode_ply(back.read_bytes())) % 32 == 0
+    assert back.stat().st_size > 1000

@@ -128,8 +128,8 @@ def test_a_mixed_batch_gives_each_job_what_it_asked_for(continuous: Tokenizer) -
     assert isinstance(expected, Video)
     assert np.abs(decoded.arrays["pixels"].astype(int) - expected.frames.astype(int)).max() <= 1
 
-    assert set(back.arrays) == {"coords", "features", "reconstruction"}
-    assert back.arrays["reconstruction"].shape == (1, 17, 33, 3)
+    assert set(back.arrays) == {"coords", "features", "reconstruction.pixels"}
+    assert back.arrays["reconstruction.pixels"].shape == (1, 17, 33, 3)
     assert solid.arrays["latents"].shape == (9, 48)
     assert solid.arrays["embedding"].shape == (144,)
 
@@ -155,7 +155,7 @@ def test_a_discrete_model_gives_codes_or_latents_as_each_job_asks(discrete: Toke
     assert set(both.arrays) == {"coords", "codes"}
     assert set(latents.arrays) == {"coords", "latents"}
     assert set(embedding.arrays) == {"coords", "embedding"}
-    assert set(back.arrays) == {"coords", "reconstruction"}
+    assert set(back.arrays) == {"coords", "reconstruction.pixels"}
     assert both.arrays["codes"].dtype == np.int16
 
 

@@ -1,0 +1,89 @@
+"""Decoded voxels to what was asked of them: Gaussians, a picture or a turn of them, or how near they come to views."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from media import wire
+from media.types import PosedPictures, UInt8Array, Voxels
+from model.image_metrics import psnr, ssim
+from model.orbit import look_at, orbit
+from model.rasterizer import render
+from model.splat_decoder import SplatDecoder
+from model.splats import Splats
+from service.view import View
+from service.worker.payloads import Output, splatted
+
+
+class Splatter:
+    """Holds the Gaussian decoder of this worker. Synchronous: the model's thread calls it."""
+
+    def __init__(self, decoder: SplatDecoder) -> None:
+        self._decoder = decoder
+
+    def run(self, voxels: Voxels, view: Mapping[str, Any] | None, pictures: PosedPictures | None) -> Output:
+        """Return the Gaussians of one voxel set, or with a view (View.to_json; empty: none) pixels of them.
+
+        pictures: the answer says how near the Gaussians, seen from there, come to them. Raises ModelError.
+        """
+        (splats,) = self._decoder.decode([voxels])
+        meta: dict[str, wire.JSON] = {"decoder": self._decoder.name, "note": self._decoder.note}
+        if view:
+            asked = View.from_json(view)
+            return Output(arrays={"pixels": draw(splats, asked)}, meta={"kind": "voxels", "fps": asked.fps, **meta})
+        if pictures is not None:
+            meta |= compare(splats, pictures)
+        return splatted(splats.to_record(), meta)
+
+
+@torch.inference_mode()
+def draw(splats: Splats, view: View) -> UInt8Array:
+    """Render one picture, or one turn: uint8 [T, side, side, 3]."""
+    if view.frames == 1:
+        cameras, intrinsics = look_at(view.azimuth, view.elevation, view.distance, view.fov)
+        cameras = cameras[None]
+    else:
+        cameras, intrinsics = orbit(
+            view.frames, azimuth=view.azimuth, elevation=view.elevation, distance=view.distance, fov=view.fov
+        )
+    background = (1.0, 1.0, 1.0) if view.background == "white" else (0.0, 0.0, 0.0)
+    frames = [_pixels(_seen(splats, camera, intrinsics, view.side, background)) for camera in cameras]
+    return np.stack(frames)
+
+
+@torch.inference_mode()
+def compare(splats: Splats, pictures: PosedPictures) -> dict[str, wire.JSON]:
+    """Mean PSNR in dB and SSIM over the views, on black, rendered values cut to 0..1."""
+    side = pictures.pictures.shape[1]
+    scores: list[tuple[float, float]] = []
+    for picture, camera, intrinsics in zip(
+        pictures.pictures, pictures.world_to_camera, pictures.intrinsics, strict=True
+    ):
+        seen = _seen(splats, torch.from_numpy(camera), torch.from_numpy(intrinsics), side, (0.0, 0.0, 0.0)).cpu()
+        wanted = torch.from_numpy(picture).float() / 255
+        scores.append((float(psnr(seen, wanted)), float(ssim(seen, wanted))))
+    mean = np.mean(scores, axis=0)
+    return {
+        "psnr_db": round(float(mean[0]), 3),
+        "ssim": round(float(mean[1]), 4),
+        "views": len(scores),
+        "held_out": pictures.held_out,
+    }
+
+
+def _seen(
+    splats: Splats, camera: Tensor, intrinsics: Tensor, side: int, background: tuple[float, float, float]
+) -> Tensor:
+    device = splats.xyz01.device
+    seen = render(splats, camera.to(device), intrinsics.to(device), height=side, width=side, background=background)
+    return seen.colour.clamp(0, 1)
+
+
+def _pixels(colour: Tensor) -> UInt8Array:
+    pixels: UInt8Array = (colour * 255).round().to(torch.uint8).cpu().numpy()
+    return pixels

@@ -1,0 +1,214 @@
+"""Posed renders as files: every form gives the same voxels, and what does not fit together is refused by name."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from media.archive import open_archive
+from media.asset import decode_asset
+from media.errors import MediaError
+from media.limits import Limits
+from media.multiview import voxelize
+from media.renders import is_renders, load_renders
+from media.types import Voxels
+from tests.media.meshes import png, zipped
+from tests.media.posed import ARMS, directions, draw, transforms
+from tests.paths import CONFORMANCE, needs_conformance
+
+LIMITS = Limits()
+VIEWS = draw(ARMS, count=6, side=64)
+DOCUMENT = transforms(directions(6) * 2.0)
+
+
+def npy(array: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def exr(depth: Any) -> bytes:
+    import OpenEXR
+
+    far = np.where(depth < 0, 1e10, depth).astype(np.float32)
+    header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
+    buffer = io.BytesIO()
+    OpenEXR.File(header, dict.fromkeys("RGB", far)).write(buffer)
+    return buffer.getvalue()
+
+
+def files(**changed: bytes | None) -> dict[str, bytes]:
+    """A whole set; changed: a member's other content by its name with _ for ., None: left out."""
+    members = {"transforms.json": json.dumps(DOCUMENT).encode()}
+    for number, (image, depth) in enumerate(zip(VIEWS.images, VIEWS.depths, strict=True)):
+        members[f"{number:03}.png"] = png(image)
+        members[f"{number:03}_depth.npy"] = npy(depth)
+    for name in list(members):
+        key = "f" + name.replace(".", "_")
+        if key in changed:
+            data = changed[key]
+            if data is None:
+                del members[name]
+            else:
+                members[name] = data
+    return members
+
+
+def load(members: dict[str, bytes], limits: Limits = LIMITS) -> Voxels:
+    views, _ = load_renders(open_archive(zipped(members), limits), limits)
+    return voxelize(views)
+
+
+def same(a: Voxels, b: Voxels) -> bool:
+    return np.array_equal(a.coords, b.coords) and np.array_equal(a.feats, b.feats)
+
+
+@pytest.fixture(scope="module")
+def expected() -> Voxels:
+    return voxelize(VIEWS)
+
+
+def test_transforms_json_in_a_folder_and_with_notes(expected: Voxels) -> None:
+    assert same(load(files()), expected)
+    inside = {f"set/{name}": data for name, data in files().items()} | {"read me.txt": b"hello"}
+    assert is_renders(tuple(inside))
+    views, notes = load_renders(open_archive(zipped(inside), LIMITS), LIMITS)
+    assert same(voxelize(views), expected)
+    assert notes == ("1 files belong to no view and were not read ('read me.txt')",)
+
+
+def cameras_json(unit: str, direction: str) -> bytes:
+    views = []
+    for number, frame in enumerate(DOCUMENT["frames"]):
+        pose = np.array(frame["transform_matrix"]) * [1, -1, -1, 1]
+        k = np.array(VIEWS.cameras.intrinsics[number], np.float64)
+        if unit == "pixels":
+            k[:2] *= 64
+        matrix = pose if direction == "camera_to_world" else np.linalg.inv(pose)
+        views.append(
+            {
+                "image": f"{number:03}.png",
+                "depth": f"{number:03}_depth.npy",
+                direction: matrix.tolist(),
+                "intrinsics": k.tolist(),
+            }
+        )
+    return json.dumps({"views": views, "intrinsics_unit": unit}).encode()
+
+
+@pytest.mark.parametrize("unit", ["normalized", "pixels"])
+@pytest.mark.parametrize("direction", ["camera_to_world", "world_to_camera"])
+def test_cameras_json(expected: Voxels, unit: str, direction: str) -> None:
+    members = files(ftransforms_json=None) | {"cameras.json": cameras_json(unit, direction)}
+    assert same(load(members), expected)
+
+
+def test_intrinsics_in_pixels_as_nerf_tools_write_them(expected: Voxels) -> None:
+    focal = 32 / np.tan(DOCUMENT["frames"][0]["camera_angle_x"] / 2)
+    frames = [{name: frame[name] for name in ("file_path", "transform_matrix")} for frame in DOCUMENT["frames"]]
+    document = {"fl_x": focal, "fl_y": focal, "cx": 32, "cy": 32, "w": 64, "h": 64, "frames": frames}
+    assert same(load(files(ftransforms_json=json.dumps(document).encode())), expected)
+    document["h"] = 48
+    with pytest.raises(MediaError, match="must be square"):
+        load(files(ftransforms_json=json.dumps(document).encode()))
+
+
+def test_depth_as_exr_is_rounded_as_published_and_as_png_needs_its_scale(expected: Voxels) -> None:
+    half = voxelize(
+        type(VIEWS)(images=VIEWS.images, depths=[d.astype(np.float16) for d in VIEWS.depths], cameras=VIEWS.cameras)
+    )
+    members = {name: data for name, data in files().items() if not name.endswith(".npy")}
+    as_exr = members | {f"{n:03}_depth.exr": exr(depth) for n, depth in enumerate(VIEWS.depths)}
+    assert same(load(as_exr), half)
+    scale = 1 / 16384
+    steps = [np.where(depth > 0, np.rint(depth / scale), 0).astype(np.uint16) for depth in VIEWS.depths]
+    as_png = members | {f"{n:03}_depth.png": png(depth) for n, depth in enumerate(steps)}
+    with pytest.raises(MediaError, match="depth_scale"):
+        load(as_png)
+    as_png["transforms.json"] = json.dumps({**DOCUMENT, "depth_scale": scale}).encode()
+    found = load(as_png)
+    cells, wanted = ({tuple(c) for c in v.coords.tolist()} for v in (found, expected))
+    # A step is a hundredth of a cell: only points within it of a border may move to the next.
+    assert len(cells ^ wanted) < 0.03 * len(wanted)
+
+
+@needs_conformance
+def test_the_published_case_as_a_zip() -> None:
+    from safetensors.numpy import load_file
+
+    folder = CONFORMANCE / "multiview_sphere"
+    members = {
+        p.name: p.read_bytes() for p in folder.iterdir() if p.suffix in (".png", ".npy") or p.stem == "transforms"
+    }
+    asset = decode_asset(zipped(members), "zip", LIMITS, with_pictures=True)
+    wanted = load_file(folder / "expected.safetensors")
+    unsure = {tuple(c) for c in load_file(folder / "ambiguity.safetensors")["ambiguous_coords"].tolist()}
+    keep = [tuple(c) not in unsure for c in asset.voxels.coords.tolist()]
+    assert np.array_equal(asset.voxels.coords[keep], wanted["coords"])
+    assert asset.pictures is not None
+    assert not asset.pictures.held_out
+
+
+def edited(change: Callable[[dict[str, Any]], object]) -> bytes:
+    document = json.loads(json.dumps(DOCUMENT))
+    change(document)
+    return json.dumps(document).encode()
+
+
+@pytest.mark.parametrize(
+    ("members", "code", "words"),
+    [
+        (files(f003_png=None), "view_mismatch", "view 3: its picture is missing"),
+        (files(f003_depth_npy=None), "view_mismatch", "view 3: its depth map is missing"),
+        (files(ftransforms_json=b"{"), "invalid_camera", "not valid JSON"),
+        (files(ftransforms_json=b"[" * 9000), "invalid_camera", "not valid JSON"),
+        (files(ftransforms_json=b"[]"), "invalid_camera", "JSON object"),
+        (
+            files(ftransforms_json=edited(lambda d: d["frames"][2].update(transform_matrix=[[0] * 4] * 4))),
+            "invalid_camera",
+            "frame 2",
+        ),
+        (files(ftransforms_json=edited(lambda d: d["frames"][1].pop("transform_matrix"))), "invalid_camera", "frame 1"),
+        (
+            files(ftransforms_json=edited(lambda d: d["frames"][1].update(file_path="../../etc/passwd"))),
+            "view_mismatch",
+            "beside the file of cameras",
+        ),
+        (
+            files(ftransforms_json=edited(lambda d: d["frames"][1].update(file_path="000.png"))),
+            "view_mismatch",
+            "twice",
+        ),
+        (files(f001_depth_npy=npy(np.full((64, 64), np.nan, np.float32))), "non_finite_input", "view 1"),
+        (files(f001_depth_npy=npy(np.ones((64, 32), np.float32))), "view_mismatch", "only squares"),
+        (files(f001_depth_npy=npy(np.ones((64, 64), np.int16))), "view_mismatch", "wanted floats"),
+        (files(f001_depth_npy=npy(np.ones((32, 32), np.float32))), "view_mismatch", "side is 32"),
+        (files(f001_depth_npy=npy(VIEWS.depths[1])[:-4]), "corrupt_media", "bytes"),
+        (files(f001_depth_npy=b"\x80\x04\x95pickle"), "corrupt_media", "not a .npy file"),
+        (files(f001_png=png(VIEWS.images[1])[:200]), "corrupt_media", "view 1"),
+        (files(f001_png=png(np.zeros((64, 32, 3), np.uint8))), "view_mismatch", "only squares"),
+        (files() | {"cameras.json": b"{}"}, "view_mismatch", "2 files of cameras"),
+        (
+            {f"{n}": b"" for n in range(3)} | {"transforms.json": json.dumps({"frames": [{}] * 99}).encode()},
+            "too_many_items",
+            "99 views",
+        ),
+    ],
+)
+def test_sets_that_do_not_fit_together(members: dict[str, bytes], code: str, words: str) -> None:
+    with pytest.raises(MediaError) as caught:
+        load(members)
+    assert (caught.value.code, words in caught.value.detail) == (code, True), caught.value
+
+
+def test_a_depth_map_that_is_larger_than_allowed_is_not_read() -> None:
+    with pytest.raises(MediaError, match="at most 32"):
+        load(files(), Limits(view_side=32))
+    members = {name: data for name, data in files().items() if name != "001_depth.npy"} | {"001_depth.exr": b"none"}
+    with pytest.raises(MediaError, match="but is none"):
+        load(members)
