@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from model import gsplat_cuda
 from model.errors import RangeError, ShapeError
 from model.projection import Footprints, project
 from model.splats import Splats
@@ -46,7 +47,8 @@ def render(
     """Draw Gaussians from one camera, in the float type of the splats.
 
     world_to_camera: [4, 4], OpenCV axes. intrinsics: [3, 3], normalised (u and v are 0..1 across the picture).
-    background: RGB. Gradients reach all attributes of the splats. Raises ShapeError, RangeError.
+    background: RGB. On CUDA in float32 gsplat draws, if it is installed. Gradients reach all attributes of the splats.
+    Raises ShapeError, RangeError.
     """
     if world_to_camera.shape != (4, 4) or intrinsics.shape != (3, 3):
         raise ShapeError(
@@ -55,6 +57,13 @@ def render(
         )
     if height < 1 or width < 1:
         raise RangeError(f"a picture of {width} x {height} pixels; wanted at least 1 x 1")
+    library = gsplat_cuda.find() if splats.xyz01.is_cuda and splats.xyz01.dtype == torch.float32 else None
+    if library is not None:
+        return Rendering(
+            *gsplat_cuda.render(
+                library, splats, world_to_camera, intrinsics, height=height, width=width, background=background
+            )
+        )
     found = project(splats, world_to_camera, intrinsics, height=height, width=width)
     return _blend(found, height, width, background)
 

@@ -66,10 +66,10 @@ class SplatDecoder:
 
     def _decode_pack(self, items: Sequence[Voxels]) -> Iterator[Splats]:
         device = self.net.offset_perturbation.device
-        feats = torch.cat([torch.from_numpy(item.feats) for item in items]).to(device)
+        feats = torch.cat([torch.tensor(item.feats) for item in items]).to(device)
         coords = torch.cat(
             [
-                torch.nn.functional.pad(torch.from_numpy(item.coords), (1, 0), value=number)
+                torch.nn.functional.pad(torch.tensor(item.coords), (1, 0), value=number)
                 for number, item in enumerate(items)
             ]
         ).to(device)

@@ -10,6 +10,8 @@ Background = Literal["black", "white"]
 
 SIDES = (16, 1024)
 FRAMES = (2, 120)
+MOST_PIXELS = 8 * 1024 * 1024
+"""Of all frames together: so many take a CPU half a minute, in which it does nothing else."""
 TURNTABLE_FRAMES, TURNTABLE_SIDE, PICTURE_SIDE = 24, 256, 512
 """Where nobody says: a frame takes a CPU about half a second at 256 pixels a side, and two at 512."""
 

@@ -117,7 +117,7 @@ def train(
         feats = item.feats if chance.random() < 0.3 else item.decoded
         loss = loss_of(net, item, feats, int(chance.integers(len(item.pictures))))
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"step {taken}: the loss of {item.name} is {float(loss)}")
+            raise FloatingPointError(f"step {taken}: the loss of {item.name} is {float(loss.detach())}")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", default="tiny-continuous")
     parser.add_argument("--seconds", type=float, default=1500.0)
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--rate", type=float, default=2e-4)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     tokenizer = Tokenizer.load(given.tokenizer, device="cpu")

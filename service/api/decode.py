@@ -15,6 +15,7 @@ from media import wire
 from media.arrays_json import array_from_json
 from media.errors import MediaError
 from media.limits import Limits
+from media.sniff import probe
 from media.tokens import check_decodable, layout_from_json, layout_to_json, load_tokens, tokens_from_arrays
 from media.types import Tokens, UInt8Array
 from service.api import children, render, splats
@@ -167,10 +168,21 @@ def _tokens_of_file(name: str, data: bytes, limits: Limits) -> list[Named]:
     try:
         loaded = load_tokens(data, limits=limits)
     except MediaError as error:
-        return [Named(id=name, tokens=as_problem(error))]
+        return [Named(id=name, tokens=_what_it_is(data, limits) or as_problem(error))]
     if len(loaded) == 1:
         return [Named(id=name, tokens=loaded[0])]
     return [Named(id=f"{name}/{position}", tokens=tokens) for position, tokens in enumerate(loaded)]
+
+
+def _what_it_is(data: bytes, limits: Limits) -> Problem | None:
+    """Say so where a picture, clip or 3D file was sent instead of tokens."""
+    try:
+        found = probe(data, limits)
+    except MediaError:
+        return None
+    if found.format == "safetensors":
+        return None
+    return Problem("invalid_token_file", f"this is a {found.format} file, not a token file; /encode takes it")
 
 
 def _tokens_of_arrays(item: DecodeItem, revision: str, limits: Limits) -> Tokens:

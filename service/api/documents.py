@@ -20,6 +20,13 @@ MODELS: tuple[type[BaseModel], ...] = (EncodeBody, EmbedBody, DecodeBody, Encode
 BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 
 ANY = "application/octet-stream"
+TIMEOUT: dict[str, Any] = {
+    "name": "Request-Timeout",
+    "in": "header",
+    "required": False,
+    "description": "Seconds that the answer may take, up to `max_timeout_s` of /v1/limits.",
+    "schema": {"type": "number", "exclusiveMinimum": 0},
+}
 RESULT = "The result, in the format that `Accept` asks for."
 PICTURES = ("image/png", "image/jpeg", "image/webp", "image/avif", "image/gif")
 ASSETS = ("model/gltf-binary", "model/gltf+json", "model/obj", "model/stl", "model/ply", "application/zip")
@@ -98,7 +105,8 @@ def _operation(
                 "schema": schema,
             }
             for name, schema in fields.items()
-        ],
+        ]
+        + [TIMEOUT],
         "responses": responses,
     }
 

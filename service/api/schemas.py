@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import ErrorDetails
 
 from service.errors import Problem
-from service.view import FRAMES, PICTURE_SIDE, SIDES, TURNTABLE_FRAMES, TURNTABLE_SIDE, Background
+from service.view import FRAMES, MOST_PIXELS, PICTURE_SIDE, SIDES, TURNTABLE_FRAMES, TURNTABLE_SIDE, Background
 
 Text = Annotated[str, Field(max_length=200)]
 
@@ -104,6 +104,15 @@ class DecodeOptions(Options):
         TURNTABLE_FRAMES, description="3D as a clip: pictures of one turn around the object."
     )
     background: Background = Field("white", description="3D as a picture or clip.")
+
+    @model_validator(mode="after")
+    def _check_pixels(self) -> DecodeOptions:
+        pixels = self.frames * (self.side or 0) ** 2
+        if "frames" in self.model_fields_set and pixels > MOST_PIXELS:
+            raise ValueError(
+                f"`frames` {self.frames} of `side` {self.side} are {pixels} pixels, at most {MOST_PIXELS} are allowed"
+            )
+        return self
 
 
 class MediaItem(BaseModel):

@@ -102,9 +102,9 @@ class Client:
         """Turn images, clips and 3D assets into tokens.
 
         outputs: any of latents, codes, embedding, features; None for what the model decodes. model: a name of
-        `models`, None for the first that offers the outputs. fit: "pad" keeps every pixel. up: axis of mesh files that is
-        up, None by format. sample: draw latents from the posterior with `seed` instead of taking its mean. One bad file
-        fails the call: see ProblemError.item.
+        `models`, None for the first that offers the outputs. fit: "pad" keeps every pixel. up: axis of mesh files that
+        is up, None by format. sample: draw latents from the posterior with `seed` instead of taking its mean. One bad
+        file fails the call: see ProblemError.item.
         """
         options = {
             "outputs": _joined(outputs),

@@ -18,7 +18,7 @@ from service.queue.jobs import Job
 from service.worker.budget import Budget
 from service.worker.payloads import Output, decoded, encoded, read_item, read_pictures, read_tokens
 from service.worker.speed import Speed
-from service.worker.splatter import Splatter
+from service.worker.splatter import LateError, Splatter
 
 log = structlog.get_logger(__name__)
 
@@ -114,7 +114,8 @@ class Runner:
             if self._splatter is None:
                 raise UnsupportedError(f"{tokenizer.name!r} has no Gaussian decoder here: voxels stay voxels")
             assert isinstance(work.picture, Voxels)
-            work.splats = self._splatter.run(work.picture, work.job.options.get("splats"), work.pictures)
+            options, deadline = work.job.options, work.job.deadline
+            work.splats = self._splatter.run(work.picture, options.get("splats"), work.pictures, deadline)
 
     def _set_pass_tokens(self, pool: str) -> None:
         shrunk = self._budget.tokens < self._budget.full
@@ -230,6 +231,8 @@ def _failure(job: Job, error: Exception) -> Failure:
         return Failure(
             code="unsupported_output" if isinstance(error, UnsupportedError) else "invalid_parameter", detail=str(error)
         )
+    if isinstance(error, LateError):
+        return Failure(code="deadline_exceeded", detail=str(error))
     if _is_out_of_memory(error):
         return Failure(
             code="item_too_large", detail=f"the item of {job.cost} tokens needs more memory than the worker has"

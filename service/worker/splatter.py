@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from media import wire
 from media.types import PosedPictures, UInt8Array, Voxels
@@ -20,30 +22,39 @@ from service.view import View
 from service.worker.payloads import Output, splatted
 
 
+class LateError(Exception):
+    """Nobody waits any longer."""
+
+
 class Splatter:
     """Holds the Gaussian decoder of this worker. Synchronous: the model's thread calls it."""
 
     def __init__(self, decoder: SplatDecoder) -> None:
         self._decoder = decoder
 
-    def run(self, voxels: Voxels, view: Mapping[str, Any] | None, pictures: PosedPictures | None) -> Output:
+    def run(
+        self, voxels: Voxels, view: Mapping[str, Any] | None, pictures: PosedPictures | None, deadline: float
+    ) -> Output:
         """Return the Gaussians of one voxel set, or with a view (View.to_json; empty: none) pixels of them.
 
-        pictures: the answer says how near the Gaussians, seen from there, come to them. Raises ModelError.
+        pictures: the answer says how near the Gaussians, seen from there, come to them. deadline: in Unix time, looked
+        at before each picture. Raises ModelError, LateError.
         """
         (splats,) = self._decoder.decode([voxels])
         meta: dict[str, wire.JSON] = {"decoder": self._decoder.name, "note": self._decoder.note}
         if view:
             asked = View.from_json(view)
-            return Output(arrays={"pixels": draw(splats, asked)}, meta={"kind": "voxels", "fps": asked.fps, **meta})
+            return Output(
+                arrays={"pixels": draw(splats, asked, deadline)}, meta={"kind": "voxels", "fps": asked.fps, **meta}
+            )
         if pictures is not None:
-            meta |= compare(splats, pictures)
+            meta |= compare(splats, pictures, deadline)
         return splatted(splats.to_record(), meta)
 
 
 @torch.inference_mode()
-def draw(splats: Splats, view: View) -> UInt8Array:
-    """Render one picture, or one turn: uint8 [T, side, side, 3]."""
+def draw(splats: Splats, view: View, deadline: float = math.inf) -> UInt8Array:
+    """Render one picture, or one turn: uint8 [T, side, side, 3]. Raises LateError."""
     if view.frames == 1:
         cameras, intrinsics = look_at(view.azimuth, view.elevation, view.distance, view.fov)
         cameras = cameras[None]
@@ -52,20 +63,21 @@ def draw(splats: Splats, view: View) -> UInt8Array:
             view.frames, azimuth=view.azimuth, elevation=view.elevation, distance=view.distance, fov=view.fov
         )
     background = (1.0, 1.0, 1.0) if view.background == "white" else (0.0, 0.0, 0.0)
-    frames = [_pixels(_seen(splats, camera, intrinsics, view.side, background)) for camera in cameras]
-    return np.stack(frames)
+    look = _Look(splats, intrinsics, view.side, background, deadline)
+    return np.stack([_pixels(look(camera)) for camera in cameras])
 
 
 @torch.inference_mode()
-def compare(splats: Splats, pictures: PosedPictures) -> dict[str, wire.JSON]:
-    """Mean PSNR in dB and SSIM over the views, on black, rendered values cut to 0..1."""
+def compare(splats: Splats, pictures: PosedPictures, deadline: float = math.inf) -> dict[str, wire.JSON]:
+    """Mean PSNR in dB and SSIM over the views, on black, rendered values cut to 0..1. Raises LateError."""
     side = pictures.pictures.shape[1]
     scores: list[tuple[float, float]] = []
     for picture, camera, intrinsics in zip(
         pictures.pictures, pictures.world_to_camera, pictures.intrinsics, strict=True
     ):
-        seen = _seen(splats, torch.from_numpy(camera), torch.from_numpy(intrinsics), side, (0.0, 0.0, 0.0)).cpu()
-        wanted = torch.from_numpy(picture).float() / 255
+        look = _Look(splats, torch.tensor(intrinsics), side, (0.0, 0.0, 0.0), deadline)
+        seen = look(torch.tensor(camera)).cpu()
+        wanted = torch.tensor(picture).float() / 255
         scores.append((float(psnr(seen, wanted)), float(ssim(seen, wanted))))
     mean = np.mean(scores, axis=0)
     return {
@@ -76,12 +88,35 @@ def compare(splats: Splats, pictures: PosedPictures) -> dict[str, wire.JSON]:
     }
 
 
-def _seen(
-    splats: Splats, camera: Tensor, intrinsics: Tensor, side: int, background: tuple[float, float, float]
-) -> Tensor:
-    device = splats.xyz01.device
-    seen = render(splats, camera.to(device), intrinsics.to(device), height=side, width=side, background=background)
-    return seen.colour.clamp(0, 1)
+class _Look(nn.Module):
+    """One picture. A module, because the worker's watchdog takes the start of one as a sign of life."""
+
+    def __init__(
+        self,
+        splats: Splats,
+        intrinsics: Tensor,
+        side: int,
+        background: tuple[float, float, float],
+        deadline: float,
+    ) -> None:
+        super().__init__()
+        self._splats, self._intrinsics, self._side = splats, intrinsics, side
+        self._background, self._deadline = background, deadline
+
+    def forward(self, camera: Tensor) -> Tensor:
+        """RGB in 0..1, [side, side, 3]."""
+        if time.time() > self._deadline:
+            raise LateError("the request's time was over before its pictures were drawn")
+        device, side = self._splats.xyz01.device, self._side
+        seen = render(
+            self._splats,
+            camera.to(device),
+            self._intrinsics.to(device),
+            height=side,
+            width=side,
+            background=self._background,
+        )
+        return seen.colour.clamp(0, 1)
 
 
 def _pixels(colour: Tensor) -> UInt8Array:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from model import gsplat_cuda
 from model.config import GaussianConfig
 from model.errors import RangeError, ShapeError
 from model.orbit import look_at, orbit
@@ -207,3 +208,9 @@ def test_bad_cameras_are_refused() -> None:
         render(scene(1), CAMERA[:3], INTRINSICS, height=4, width=4)
     with pytest.raises(RangeError, match="at least 1 x 1"):
         render(scene(1), CAMERA, INTRINSICS, height=0, width=4)
+
+
+def test_intrinsics_in_pixels_for_gsplat() -> None:
+    wanted = torch.tensor([[64 * 1.5, 0, 32], [0, 48 * 1.5, 24], [0, 0, 1]])
+    normalised = torch.tensor([[1.5, 0, 0.5], [0, 1.5, 0.5], [0, 0, 1]])
+    torch.testing.assert_close(gsplat_cuda.pixel_intrinsics(normalised, 48, 64), wanted)

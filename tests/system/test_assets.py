@@ -198,6 +198,7 @@ def test_the_card_says_what_makes_the_gaussians(client: httpx.Client) -> None:
         ({"side": "5000"}, "side"),
         ({"format": "usd"}, "format"),
         ({"frames": "1"}, "frames"),
+        ({"frames": "100", "side": "900"}, "81000000 pixels"),
         ({"background": "pink"}, "background"),
     ],
 )

@@ -65,7 +65,8 @@ def test_wrong_magic_and_contradicting_type(client: httpx.Client) -> None:
     problem(as_video, 415, "media_type_mismatch")
     tokens = client.post("/encode", content=PICTURE, headers={"Accept": "application/vnd.safetensors"}).content
     assert "/decode takes them" in problem(client.post("/encode", content=tokens), 422, "corrupt_media")["detail"]
-    problem(client.post("/decode", content=PICTURE), 422, "invalid_token_file")
+    picture = problem(client.post("/decode", content=PICTURE), 422, "invalid_token_file")
+    assert "this is a png file, not a token file; /encode takes it" in picture["detail"]
 
 
 def test_truncated_picture(client: httpx.Client) -> None:

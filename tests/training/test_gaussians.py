@@ -1,0 +1,73 @@
+"""Training of the small Gaussian decoder: an object is prepared whole, and steps make it nearer to its pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model import Tokenizer
+from model.gaussian_decoder import GaussianDecoder
+from tests.media.meshes import arms_glb
+from training.gaussian_start import colour_start
+from training.gaussians import Object, loss_of, prepare, score, train
+
+
+@pytest.fixture(scope="module")
+def arms(tmp_path_factory: pytest.TempPathFactory) -> Object:
+    path = tmp_path_factory.mktemp("meshes") / "arms.glb"
+    path.write_bytes(arms_glb())
+    return prepare(path, Tokenizer.load("tiny-continuous", device="cpu"), views=4, side=32, turn=0.3)
+
+
+def test_an_object_is_whole(arms: Object) -> None:
+    assert arms.coords.shape == (len(arms.feats), 4)
+    assert arms.decoded.shape == arms.feats.shape
+    assert float(arms.feats.min()) >= -1
+    assert arms.pictures.shape == (4, 32, 32, 3)
+    assert (arms.pictures.reshape(-1, 3).max(dim=0).values > 200).all(), "all three colours are to be seen"
+
+
+def part_of(item: Object, count: int) -> Object:
+    """Every so many of its voxels, in pictures of eight pixels: a step is short."""
+    rows = slice(None, None, len(item.coords) // count)
+    small = item.pictures.reshape(4, 8, 4, 8, 4, 3).float().mean(dim=(2, 4)).byte()
+    cut = {name: getattr(item, name)[rows] for name in ("feats", "decoded", "coords")}
+    return dataclasses.replace(item, pictures=small.repeat_interleave(2, 1).repeat_interleave(2, 2), **cut)
+
+
+def test_steps_bring_it_nearer_to_its_pictures_and_repeat(arms: Object) -> None:
+    item = part_of(arms, 200)
+
+    def loss(net: GaussianDecoder) -> float:
+        with torch.no_grad():
+            return sum(float(loss_of(net, item, item.decoded, view)) for view in range(4))
+
+    net, taken = train([item], seconds=600, steps=16, rate=2e-4, seed=1)
+    assert taken == 16
+    assert loss(net) < 0.97 * loss(colour_start(seed=1))
+    again, _ = train([item], seconds=600, steps=16, rate=2e-4, seed=1)
+    for one, other in zip(net.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_scores_are_of_what_the_tokenizer_gives_back(arms: Object) -> None:
+    found = score(colour_start(), [arms])
+    assert 12 < found["psnr"] < 40
+    assert 0.2 < found["ssim"] < 1
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(arms: Object) -> None:
+    small = part_of(arms, 50)
+    broken = dataclasses.replace(small, pictures=torch.full(small.pictures.shape, np.nan))
+    assert not torch.isfinite(loss_of(colour_start(), broken, broken.decoded, 0))
+    with pytest.raises(FloatingPointError, match=r"arms\.glb"):
+        train([broken], seconds=60, steps=1, rate=1e-3, seed=0)
+
+
+def test_no_time_is_no_step(arms: Object, tmp_path: Path) -> None:
+    _, taken = train([arms], seconds=0, steps=5, rate=1e-3, seed=0)
+    assert taken == 0
