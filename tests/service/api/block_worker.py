@@ -130,6 +130,8 @@ def answer(lease: Lease, payload: bytes) -> bytes:
             return wire.dumps(found, {"kind": "voxels", "fps": None})
         blocks = from_codes(arrays["codes"]) if "codes" in arrays else 255.0 * arrays["latents"].reshape(-1, 4, 4, 3)
         return wire.dumps({"pixels": untile(spread(blocks), layout)}, {"kind": layout.kind, "fps": layout.fps})
+    if meta["kind"] == "voxels":
+        return encode_voxels(card, arrays, meta, job.options["outputs"])
     pixels = arrays["pixels"]
     layout = layout_of(pixels, meta["kind"], meta["fps"], job.options["fit"])
     cut = tiles(pixels[: layout.frames, : layout.height, : layout.width], layout)
@@ -155,6 +157,30 @@ def answer(lease: Lease, payload: bytes) -> bytes:
         "notes": meta["notes"],
     }
     return wire.dumps({"coords": coords_of(layout), **found}, facts)
+
+
+def encode_voxels(
+    card: dict[str, Any], arrays: dict[str, npt.NDArray[Any]], meta: dict[str, Any], outputs: list[str]
+) -> bytes:
+    """Voxels for latents: the first 48 values of each."""
+    cells, feats = arrays["coords"], np.asarray(arrays["feats"], np.float32)
+    latents = feats[:, :48] / np.float32(max(1.0, feats.max()))
+    pooled = latents.mean(axis=0) + np.float32(1e-3)
+    everything: dict[str, npt.NDArray[Any]] = {
+        "latents": latents,
+        "codes": np.zeros((len(cells), 8), np.int16),
+        "embedding": pooled / np.linalg.norm(pooled),
+        "features": latents,
+    }
+    layout = Layout(kind="voxels", frames=0, height=0, width=0, grid=(0, 0, 0))
+    facts: dict[str, wire.JSON] = {
+        "layout": layout_to_json(layout),
+        "model": card["name"],
+        "revision": card["revision"],
+        "notes": meta["notes"],
+    }
+    coords = np.pad(cells, ((0, 0), (1, 0)), constant_values=1)
+    return wire.dumps({"coords": coords, **{name: everything[name] for name in outputs}}, facts)
 
 
 class BlockWorker:

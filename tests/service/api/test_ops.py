@@ -93,8 +93,9 @@ def test_documented_types_are_those_of_each_operation(client: httpx.Client) -> N
     tensors = {"application/json", "application/vnd.safetensors", "application/x-npy", "application/x-npz"}
     files = {"image/png", "image/webp", "image/jpeg", "video/mp4", "video/x-matroska"}
     assert given("/v1/embed") == tensors
-    assert given("/v1/encode") == tensors | files
-    assert given("/v1/decode") == files | tensors - {"application/vnd.safetensors"} | {"multipart/mixed"}
+    assert given("/v1/encode") == tensors | files | {"model/ply"}
+    splats = {"model/ply", "application/octet-stream"}
+    assert given("/v1/decode") == files | splats | tensors - {"application/vnd.safetensors"} | {"multipart/mixed"}
     assert given("/metrics", "get") == {"text/plain"}
     for path in ("/v1/encode", "/v1/embed"):
         assert {"video/x-msvideo", "video/quicktime"} <= set(paths[path]["post"]["requestBody"]["content"])
