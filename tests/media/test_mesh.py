@@ -229,7 +229,7 @@ def test_spoilt_files_give_media_errors_only(write: object) -> None:
 
 @needs_data
 @pytest.mark.parametrize(
-    "name", ["blendswap_cc_by_toytrain.zip", "bunny_npm.off", "cv_bunny.ply", "reallusion_female03.glb"]
+    "name", ["blendswap_cc_by_hamburger.zip", "bunny_npm.off", "cv_bunny.ply", "reallusion_female03.glb"]
 )
 def test_real_meshes(name: str) -> None:
     mesh = load((DATA / "meshes" / "eval" / name).read_bytes())
