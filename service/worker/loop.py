@@ -224,6 +224,7 @@ class WorkerLoop:
         if not whole:
             return lost
         jobs = [lease.job for lease, _ in whole]
+        log.debug("batch_begins", pool=jobs[0].pool, items=len(jobs))
         begin = time.perf_counter()
         self._is_computing = True
         try:
