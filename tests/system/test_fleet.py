@@ -61,7 +61,7 @@ async def send(client: httpx.AsyncClient, index: int) -> tuple[int, str]:
 
 
 def caught_in_a_batch(worker: Atoken) -> bool:
-    """Whether it computes a batch that is not its first. It is stopped then: what it holds it holds until it is killed."""
+    """Whether it computes a batch that is not its first. It is stopped then, so that it still holds it when killed."""
 
     def computes() -> bool:
         return len(worker.events("batch_begins")) > max(1, len(worker.events("batch")))
