@@ -20,6 +20,7 @@ PATCH = (4, 16, 16)
 
 MAX_COORD = 4095
 CODEBOOK_SIZE = 4096
+VOXEL_GRID = 64
 MAX_LATENT = 1e4
 KINDS = ("image", "video", "voxels")
 
@@ -59,6 +60,8 @@ def check_decodable(tokens: Tokens, *, latent_channels: int | None = None, codeb
         times = coords[:, :1]
         allowed = "0 or 1, the same in all rows (voxels have no time)"
         _refuse_where("coords", times, (times != times[:1]) | (times < 0) | (times > 1), allowed)
+        # The model makes a table of the grid that they span: far ones would fill the memory.
+        _refuse_where("coords", coords, (coords < 0) | (coords >= VOXEL_GRID), f"0 to {VOXEL_GRID - 1}")
         _refuse_duplicates(coords)
     else:
         problem = _raster_problem(coords, tokens.layout.grid)

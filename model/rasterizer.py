@@ -1,170 +1,108 @@
-"""Gaussian splats to a picture: tiles of 8 x 8 pixels, each blending its Gaussians from near to far. Differentiable.
+"""Gaussians to pictures, in plain torch, with gradients: tiles of pixels, each with the ellipses that can change it.
 
-The same sums as the published renderer (a rasteriser with mip-style 2D filter), in plain torch, on any device.
-M: Gaussians. P: pairs of a tile and a Gaussian that may touch it.
+m ellipses, P pairs of a tile and an ellipse, V cameras.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from model import gsplat_cuda
+from model.blending import Tiles, blend
 from model.errors import RangeError, ShapeError
-from model.projection import Footprints, project
-from model.splats import Splats
+from model.projection import PUBLISHED_TILE, AnySplats, Ellipses, as_tensors, check_camera, project
 
-TILE = 8
-CHUNK = 32
-"""Gaussians that a tile blends at once."""
-GROUP_VALUES = 1 << 21
-"""Tile, Gaussian and pixel combinations of one step: its temporaries stay near 8 MB."""
-FAINTEST = 1 / 255
-MOST = 0.99
-LAST_LIGHT = 1e-4
-"""A pixel that lets less of what lies behind through is done."""
+MAX_PAIRS = 1 << 25
+
+_TILES = (4, 8, 16, 32)
+# What a pair costs besides its pixels, in pixels: fits tests/bench/splat_render.py.
+_PAIR_COST = 32
 
 
 class Rendering(NamedTuple):
-    """colour: [H, W, 3], not cut to 0..1. alpha: [H, W], how much of the background is covered."""
+    """What one camera sees."""
 
     colour: Tensor
+    """[H, W, 3], over the background, not clamped."""
     alpha: Tensor
+    """[H, W], 0..1: the share of a pixel that is not background."""
 
 
 def render(
-    splats: Splats,
+    splats: AnySplats,
     world_to_camera: Tensor,
     intrinsics: Tensor,
     *,
     height: int,
     width: int,
-    background: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    background: Sequence[float] | Tensor = (0.0, 0.0, 0.0),
+    exact: bool = False,
 ) -> Rendering:
-    """Draw Gaussians from one camera, in the float type of the splats.
+    """Draw Gaussians as one camera sees them; gradients reach all five tensors and the background.
 
-    world_to_camera: [4, 4], OpenCV axes. intrinsics: [3, 3], normalised (u and v are 0..1 across the picture).
-    background: RGB. On CUDA in float32 gsplat draws, if it is installed. Gradients reach all attributes of the splats.
-    Raises ShapeError, RangeError.
+    world_to_camera: [4, 4], axes of OpenCV. intrinsics: [3, 3], 0..1 across the picture from its top left corner, no
+    skew. No gradients for the camera. exact: cut Gaussians where published pictures do (16 x 16 tiles within three
+    standard deviations) instead of where they fade below 1/255. Raises ShapeError or RangeError.
     """
-    if world_to_camera.shape != (4, 4) or intrinsics.shape != (3, 3):
+    check_camera(world_to_camera, intrinsics, height, width)
+    tensors = as_tensors(splats, world_to_camera.device)
+    behind = torch.as_tensor(background).to(tensors.positions)
+    if behind.shape != (3,):
+        raise ShapeError(f"background {list(behind.shape)}; wanted RGB, [3]")
+    ellipses = project(tensors, world_to_camera.detach(), intrinsics.detach(), height, width, exact=exact)
+    tiles = _sort_into_tiles(ellipses, height, width, PUBLISHED_TILE if exact else None)
+    blended = blend(torch.cat([ellipses.shapes, ellipses.colours], dim=1), tiles, height, width)
+    return Rendering(blended[..., :3] + (1 - blended[..., 3:]) * behind, blended[..., 3])
+
+
+def render_many(
+    splats: AnySplats,
+    world_to_camera: Tensor,
+    intrinsics: Tensor,
+    *,
+    height: int,
+    width: int,
+    background: Sequence[float] | Tensor = (0.0, 0.0, 0.0),
+) -> Tensor:
+    """Colours [V, H, W, 3] of V cameras, world_to_camera [V, 4, 4] and intrinsics [V, 3, 3]; else like render."""
+    if world_to_camera.ndim != 3 or len(intrinsics) != len(world_to_camera) or not len(intrinsics):
         raise ShapeError(
-            f"world_to_camera {tuple(world_to_camera.shape)} and intrinsics {tuple(intrinsics.shape)}; "
-            "wanted [4, 4] and [3, 3]"
+            f"world_to_camera {list(world_to_camera.shape)}, intrinsics {list(intrinsics.shape)}; wanted [V, 4, 4] and "
+            "[V, 3, 3], V > 0"
         )
-    if height < 1 or width < 1:
-        raise RangeError(f"a picture of {width} x {height} pixels; wanted at least 1 x 1")
-    library = gsplat_cuda.find() if splats.xyz01.is_cuda and splats.xyz01.dtype == torch.float32 else None
-    if library is not None:
-        return Rendering(
-            *gsplat_cuda.render(
-                library, splats, world_to_camera, intrinsics, height=height, width=width, background=background
-            )
+    tensors = as_tensors(splats, world_to_camera.device)
+    cameras = zip(world_to_camera, intrinsics, strict=True)
+    return torch.stack(
+        [render(tensors, *camera, height=height, width=width, background=background).colour for camera in cameras]
+    )
+
+
+@torch.no_grad()
+def _sort_into_tiles(ellipses: Ellipses, height: int, width: int, side: int | None) -> Tiles:
+    low, high = ellipses.low, ellipses.high
+    # float64 counts exactly, and what does not fit into an integer too.
+    pairs = {s: float((high // s - low // s + 1).double().prod(dim=1).sum()) for s in ((side,) if side else _TILES)}
+    side = min(pairs, key=lambda s: pairs[s] * (s * s + _PAIR_COST))
+    if pairs[side] > MAX_PAIRS:
+        raise RangeError(
+            f"{len(low)} Gaussians cover {pairs[side]:.0f} tiles of {side} x {side} pixels; at most {MAX_PAIRS}: "
+            "draw a smaller picture, or fewer or smaller Gaussians"
         )
-    found = project(splats, world_to_camera, intrinsics, height=height, width=width)
-    return _blend(found, height, width, background)
-
-
-def _blend(found: Footprints, height: int, width: int, background: tuple[float, float, float]) -> Rendering:
-    rows, columns = -(-height // TILE), -(-width // TILE)
-    values = found.values
-    owners, starts, counts = _tiles_of(found, rows, columns)
-    colour = values.new_zeros(rows * columns, TILE * TILE, 3)
-    light = values.new_ones(rows * columns, TILE * TILE)
-    order = counts.argsort(descending=True, stable=True)
-    busy = order[: int((counts > 0).sum())]
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    at = 0
-    while at < len(busy):
-        room = max(1, GROUP_VALUES // (CHUNK * TILE * TILE))
-        tiles = busy[at : at + room]
-        at += len(tiles)
-        arguments = (values, owners, starts[tiles], counts[tiles], _pixels_of(tiles, columns, values))
-        if torch.is_grad_enabled() and values.requires_grad:
-            # Recomputed in the backward pass: the pairs of a whole picture would fill the memory.
-            shone, left = checkpoint(_blend_tiles, *arguments, use_reentrant=False)
-        else:
-            shone, left = _blend_tiles(*arguments)
-        parts.append((tiles, shone, left))
-    if parts:
-        index = torch.cat([tiles for tiles, _, _ in parts])
-        colour = colour.index_copy(0, index, torch.cat([shone for _, shone, _ in parts]))
-        light = light.index_copy(0, index, torch.cat([left for _, _, left in parts]))
-    else:
-        colour = colour + values.sum()  # of nothing: 0, but with a gradient for whoever asks
-    colour = colour + light[..., None] * values.new_tensor(background)
-
-    def picture(flat: Tensor) -> Tensor:
-        grid = flat.unflatten(0, (rows, columns)).unflatten(2, (TILE, TILE)).transpose(1, 2)
-        return grid.flatten(0, 1).flatten(1, 2)[:height, :width]
-
-    return Rendering(picture(colour), 1 - picture(light))
-
-
-def _tiles_of(found: Footprints, rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Gaussians of all tiles, near to far, [P]; where each tile's begin, and how many they are, [rows * columns]."""
-    with torch.no_grad():
-        low_x, high_x = _tile_range(found.centres[:, 0], found.reach[:, 0], columns)
-        low_y, high_y = _tile_range(found.centres[:, 1], found.reach[:, 1], rows)
-        wide, tall = (high_x - low_x).clamp(min=0), (high_y - low_y).clamp(min=0)
-        pairs = wide * tall
-        owners = torch.repeat_interleave(torch.arange(len(pairs), device=pairs.device), pairs)
-        within = torch.arange(len(owners), device=pairs.device) - (pairs.cumsum(0) - pairs)[owners]
-        across = wide[owners]
-        tile = (low_y[owners] + within // across) * columns + low_x[owners] + within % across
-        # Stable: the Gaussians come sorted by depth, and stay so inside each tile.
-        tile, order = tile.sort(stable=True)
-        counts = torch.bincount(tile, minlength=rows * columns)
-        return owners[order], counts.cumsum(0) - counts, counts
-
-
-def _tile_range(centre: Tensor, reach: Tensor, tiles: int) -> tuple[Tensor, Tensor]:
-    """First tile and the one behind the last that an interval of pixels touches."""
-    low = ((centre - reach).ceil() / TILE).floor().clamp(0, tiles).long()
-    high = (((centre + reach).floor() / TILE).floor() + 1).clamp(0, tiles).long()
-    return low, high
-
-
-def _pixels_of(tiles: Tensor, columns: int, like: Tensor) -> Tensor:
-    """Coordinates (x, y) of the pixels of each tile, [tiles, 2, TILE * TILE]; a pixel's centre is a whole number."""
-    inside = torch.arange(TILE * TILE, device=tiles.device)
-    x = (tiles % columns * TILE)[:, None] + inside % TILE
-    y = (tiles // columns * TILE)[:, None] + inside // TILE
-    return torch.stack([x, y], dim=1).to(like.dtype)
-
-
-def _blend_tiles(
-    values: Tensor, owners: Tensor, starts: Tensor, counts: Tensor, pixels: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Colour [tiles, TILE^2, 3] and light that is left [tiles, TILE^2]; counts fall from tile to tile."""
-    light = values.new_ones(len(starts), TILE * TILE)
-    live = torch.ones_like(light, dtype=torch.bool)
-    colour = values.new_zeros(len(starts), TILE * TILE, 3)
-    place = torch.arange(CHUNK, device=starts.device)
-    for begin in range(0, int(counts[0]), CHUNK):
-        # Tiles that still have Gaussians and a pixel that can change.
-        some = ((counts > begin) & live.any(dim=1)).nonzero()[:, 0]
-        if len(some) == 0:
-            break
-        there = place + begin < counts[some, None]
-        index = (starts[some, None] + begin + place).clamp(max=len(owners) - 1)
-        # index_select: its gradient adds up in place, that of values[...] sorts all pairs first.
-        rows = values.index_select(0, owners[index].flatten()).unflatten(0, index.shape)
-        x, y, xx, xy, yy, opacity, *rgb = rows.unsqueeze(-2).unbind(-1)
-        across, down = pixels[some, 0, None, :] - x, pixels[some, 1, None, :] - y
-        power = -0.5 * (xx * across * across + yy * down * down) - xy * across * down
-        alpha = (opacity * power.clamp(max=0).exp()).clamp(max=MOST)
-        counted = (alpha >= FAINTEST) & (power <= 0) & there[:, :, None] & live[some, None, :]
-        alpha = torch.where(counted, alpha, 0)
-        before = light[some]
-        passed = torch.cat([before[:, None], (1 - alpha).cumprod(dim=1) * before[:, None]], dim=1)
-        keep = passed[:, 1:] >= LAST_LIGHT
-        weight = alpha * passed[:, :-1] * keep
-        shone = torch.bmm(weight.transpose(1, 2), torch.cat(rgb, dim=-1))
-        colour = colour.index_add(0, some, shone)
-        light = light.index_copy(0, some, passed.gather(1, keep.sum(dim=1, keepdim=True))[:, 0])
-        live = live.index_copy(0, some, live[some] & keep.all(dim=1))
-    return colour, light
+    across, down = -(-width // side), -(-height // side)
+    first, last = low // side, high // side
+    columns, rows = (last - first + 1).unbind(1)
+    count = (columns * rows).long()
+    ellipse = torch.repeat_interleave(count)
+    begin = first[:, 1] * across + first[:, 0]
+    # A pair's place in the rectangle of its ellipse, counted along rows.
+    within = torch.arange(len(ellipse), device=low.device, dtype=torch.int32) - (count.cumsum(0) - count).int()[ellipse]
+    wide = columns[ellipse]
+    row = within // wide
+    tile, order = torch.sort(begin[ellipse] + row * across + (within - row * wide), stable=True)
+    counts = torch.bincount(tile, minlength=across * down)
+    starts = counts.cumsum(0) - counts
+    place = torch.sort(counts, descending=True, stable=True).indices[: int((counts > 0).sum())]
+    return Tiles(side, place, starts[place], counts[place], ellipse[order])

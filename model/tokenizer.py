@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 
 from media.types import Fit, Image, Int32Array, Item, Layout, Tokens, UInt8Array, Video, Voxels
 from model import fsq, gaussian, weights
-from model.config import VARIANTS, WINDOW_FRAMES, ModelConfig
+from model.config import VARIANTS, VOXEL_GRID, WINDOW_FRAMES, ModelConfig
 from model.errors import RangeError, ShapeError, UnsupportedError, WeightsError
 from model.network import ATokenNet
 from model.packed import PackedTokens, Span, chunk_spans, pack, plan_windows
@@ -317,6 +317,8 @@ class Tokenizer:
         layout, coords = tokens.layout, tokens.coords
         if coords.ndim != 2 or coords.shape[1] != 4 or len(coords) == 0:
             raise ShapeError(f"coords of shape {coords.shape}; wanted [n, 4] with n at least 1")
+        if layout.kind == "voxels" and (coords[:, 1:].min() < 0 or coords[:, 1:].max() >= VOXEL_GRID):
+            raise RangeError(f"voxels at {coords[:, 1:].min()} to {coords[:, 1:].max()}; wanted 0 to {VOXEL_GRID - 1}")
         if layout.kind != "voxels":
             t, h, w = layout.grid
             pt, ph, pw = self.config.patch

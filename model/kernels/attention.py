@@ -61,7 +61,12 @@ def packed_attention(
 
 
 def segment_starts(starts: Sequence[int], device: torch.device) -> Sequence[int] | Tensor:
-    """Starts in the form that packed_attention likes best on a device: do this once per forward, not once per layer."""
+    """Starts in the form that packed_attention likes best on a device: do this once per forward, not once per layer.
+
+    Raises ShapeError for what no pack can have: on the device it is not looked at again.
+    """
+    if len(starts) < 1 or starts[0] != 0 or any(b < a for a, b in itertools.pairwise(starts)):
+        raise ShapeError(f"starts of {list(starts)[:8]}...; wanted non-decreasing from 0")
     if device.type == "cpu":
         return starts
     return torch.tensor(starts, dtype=torch.int32).to(device, non_blocking=True)
@@ -111,7 +116,11 @@ def _check(
 
 
 def _starts(name: str, starts: Sequence[int] | Tensor, x: Tensor) -> Sequence[int] | Tensor:
-    """Refuse starts that do not fit. What a CUDA tensor holds is not looked at: that would wait for the device."""
+    """Refuse starts that do not fit. What a CUDA tensor holds is not looked at: that would wait for the device.
+
+    The kernels keep inside of q, k and v whatever it holds; with wrong starts, rows that no segment owns come back as
+    whatever the memory held.
+    """
     if isinstance(starts, Tensor):
         if starts.ndim != 1 or len(starts) < 1 or starts.dtype != torch.int32 or starts.device != x.device:
             raise ShapeError(

@@ -10,7 +10,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from model.kernels.rows import LOG2E, MASKED, capped, find_tile, load_head, products, rotate_head, store_head
+from model.kernels.rows import (
+    LOG2E,
+    MASKED,
+    capped,
+    find_tile,
+    load_head,
+    load_start,
+    products,
+    rotate_head,
+    store_head,
+)
 
 _NOT_SPECIALIZED = ["rows", "keys", "segments", "heads", "q_stride", "k_stride", "v_stride"]
 
@@ -56,8 +66,8 @@ def keys_kernel(
         dk_tail = tl.zeros((HELD, TAIL), tl.float32)
         dv_tail = tl.zeros((HELD, TAIL), tl.float32)
     row_sums = head_index.to(tl.int64) * rows
-    query_stop = tl.minimum(tl.load(starts + segment + 1), rows)
-    for query in range(tl.load(starts + segment), query_stop, STREAMED):
+    query_stop = load_start(starts, segment + 1, rows)
+    for query in range(load_start(starts, segment, rows), query_stop, STREAMED):
         other = query + tl.arange(0, STREAMED)
         there = other < query_stop
         q_head, q_tail = load_head(q + column, other, there, q_stride * 8, HEAD, TAIL, D)
@@ -106,8 +116,8 @@ def queries_kernel(
     dq_tail = dq_head
     if TAIL > 0:
         dq_tail = tl.zeros((HELD, TAIL), tl.float32)
-    key_stop = tl.minimum(tl.load(key_starts + segment + 1), keys)
-    for key in range(tl.load(key_starts + segment), key_stop, STREAMED):
+    key_stop = load_start(key_starts, segment + 1, keys)
+    for key in range(load_start(key_starts, segment, keys), key_stop, STREAMED):
         other = key + tl.arange(0, STREAMED)
         there = other < key_stop
         k_head, k_tail = load_head(k + column, other, there, k_stride * 8, HEAD, TAIL, D)

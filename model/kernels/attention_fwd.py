@@ -9,7 +9,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from model.kernels.rows import LOG2E, MASKED, capped, find_tile, load_head, load_prepared, products, store_head
+from model.kernels.rows import (
+    LOG2E,
+    MASKED,
+    capped,
+    find_tile,
+    load_head,
+    load_prepared,
+    load_start,
+    products,
+    store_head,
+)
 
 _NOT_SPECIALIZED = ["rows", "keys", "segments", "heads", "q_stride", "k_stride", "v_stride"]
 
@@ -73,8 +83,8 @@ def forward_kernel(
     acc_tail = acc_head
     if TAIL > 0:
         acc_tail = tl.zeros((HELD, TAIL), tl.float32)
-    key_stop = tl.minimum(tl.load(key_starts + segment + 1), keys)
-    key_first = tl.load(key_starts + segment)
+    key_first = load_start(key_starts, segment, keys)
+    key_stop = tl.maximum(load_start(key_starts, segment + 1, keys), key_first)
     if COPIES:
         # Whole tiles only: a copy that reached beyond the segment would bring the neighbour's rows.
         whole = key_first + (key_stop - key_first) // STREAMED * STREAMED

@@ -128,7 +128,7 @@ def _prepared(x: Tensor, table: Tensor | None, gain: Tensor | None) -> tuple[Ten
 def plan_forward(problem: Problem, out: Tensor, lse: Tensor) -> list[Launch]:
     """Write out [N, H, D] and lse, float32 [H, N], in base 2."""
     p = problem
-    tile = lookup(p.arch, p.width, p.q.dtype, "forward")
+    tile = lookup(p.arch, p.width, p.q.dtype, "forward", p.softcap > 0)
     k, k_table, k_gain = p.k, p.k_table, p.k_gain
     launches: list[Launch] = []
     if tile.copies or not tile.rotate_keys:
@@ -233,7 +233,7 @@ def plan_backward(
         "rows": rows, "keys": keys, "segments": p.segments, "heads": heads,
         "q_stride": q.stride(0) // 8, "k_stride": k.stride(0) // 8, "v_stride": p.v.stride(0) // 8,
     }  # fmt: skip
-    tile = lookup(p.arch, p.width, p.q.dtype, "keys")
+    tile = lookup(p.arch, p.width, p.q.dtype, "keys", p.softcap > 0)
     launches.append(
         Launch(
             kernel=keys_kernel,
@@ -244,7 +244,7 @@ def plan_backward(
             stages=tile.stages,
         )
     )
-    tile = lookup(p.arch, p.width, p.q.dtype, "queries")
+    tile = lookup(p.arch, p.width, p.q.dtype, "queries", p.softcap > 0)
     launches.append(
         Launch(
             kernel=queries_kernel,

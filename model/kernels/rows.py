@@ -15,22 +15,29 @@ MASKED = tl.constexpr(-1e30)  # not -inf: -inf minus -inf would be NaN
 
 
 @triton.jit
+def load_start(starts, segment, rows):
+    """Where a segment starts, from 0 to rows whatever the memory says: wrong starts may not reach other memory."""
+    return tl.minimum(tl.maximum(tl.load(starts + segment), 0), rows)
+
+
+@triton.jit
 def find_tile(starts, segments, rows, BLOCK: tl.constexpr):
     """Segment, first row and end of the rows of this program's tile; a tile without rows has first >= stop.
 
     Segment s owns the slots from starts[s] // BLOCK + s on: at least as many as it has tiles, at most one more, so
-    that the grid follows from shapes alone and no list of tiles has to be made.
+    that the grid follows from shapes alone and no list of tiles has to be made. First is never below 0, stop never
+    above rows.
     """
     slot = tl.program_id(0)
     low = 0
     high = segments - 1
     while low < high:
         middle = (low + high + 1) // 2
-        fits = tl.load(starts + middle) // BLOCK + middle <= slot
+        fits = load_start(starts, middle, rows) // BLOCK + middle <= slot
         low = tl.where(fits, middle, low)
         high = tl.where(fits, high, middle - 1)
-    begin = tl.load(starts + low)
-    stop = tl.minimum(tl.load(starts + low + 1), rows)
+    begin = load_start(starts, low, rows)
+    stop = load_start(starts, low + 1, rows)
     return low, begin + (slot - begin // BLOCK - low) * BLOCK, stop
 
 

@@ -40,6 +40,17 @@ class Tile:
     copies: bool = False
 
 
+@dataclass(frozen=True)
+class LinearTile:
+    """rows, columns: of a block's tile of the result; inner: channels of a step of its loop."""
+
+    rows: int
+    columns: int
+    inner: int
+    warps: int
+    stages: int
+
+
 def split_width(width: int) -> tuple[int, int]:
     """A head as two powers of two, (72: 64 + 16), so that nothing is padded to 128. The second may be 0."""
     if width % 8 or not 16 <= width <= 128:
@@ -49,14 +60,27 @@ def split_width(width: int) -> tuple[int, int]:
     return first, max(16, 1 << (rest - 1).bit_length()) if rest else 0
 
 
-def lookup(arch: int, width: int, dtype: torch.dtype, direction: Direction) -> Tile:
-    """The setting for one kernel. arch: compute capability as a number (90); dtype: of q, k and v."""
+def lookup(arch: int, width: int, dtype: torch.dtype, direction: Direction, capped: bool = False) -> Tile:
+    """The setting for one kernel. arch: compute capability as a number (90); dtype: of q, k and v; capped: softcap."""
+    kind = "narrow" if width <= 80 else "wide"
+    key = _entry(arch), kind, _bits(dtype), direction
+    return CAPPED.get(key, TABLE[key]) if capped else TABLE[key]
+
+
+def lookup_linear(arch: int, dtype: torch.dtype) -> LinearTile:
+    """The setting of the linear kernel: never by the number of rows, nor by the layer's widths."""
+    return LINEAR[_entry(arch), _bits(dtype)]
+
+
+def _entry(arch: int) -> int:
     if arch < ARCHITECTURES[0]:
         raise UnsupportedError(f"a GPU of compute capability {arch / 10}; wanted 8.0 or newer")
     # 8.6 and 12.x have the small shared memory of 8.9.
-    entry = 89 if 80 < arch < 90 or arch >= 120 else max(a for a in ARCHITECTURES if a <= arch)
-    kind = "narrow" if width <= 80 else "wide"
-    return TABLE[entry, kind, "32" if dtype == torch.float32 else "16", direction]
+    return 89 if 80 < arch < 90 or arch >= 120 else max(a for a in ARCHITECTURES if a <= arch)
+
+
+def _bits(dtype: torch.dtype) -> str:
+    return "32" if dtype == torch.float32 else "16"
 
 
 TABLE: dict[tuple[int, str, str, Direction], Tile] = {
@@ -108,4 +132,21 @@ TABLE: dict[tuple[int, str, str, Direction], Tile] = {
     (100, "wide", "32", "forward"): Tile(32, 64, 8, 2),
     (100, "wide", "32", "keys"): Tile(32, 16, 4, 1),
     (100, "wide", "32", "queries"): Tile(32, 16, 4, 1),
+}
+
+CAPPED: dict[tuple[int, str, str, Direction], Tile] = {
+    (100, "narrow", "16", "forward"): Tile(64, 64, 4, 2),
+    (100, "wide", "16", "forward"): Tile(64, 64, 4, 2),
+}
+"""What replaces an entry where scores are capped: with the cap that of sm_100 spills at 72, 80 and 96."""
+
+LINEAR: dict[tuple[int, str], LinearTile] = {
+    (80, "16"): LinearTile(128, 128, 32, 4, 4),
+    (80, "32"): LinearTile(64, 128, 32, 8, 2),
+    (89, "16"): LinearTile(128, 128, 32, 4, 3),
+    (89, "32"): LinearTile(64, 128, 32, 8, 2),
+    (90, "16"): LinearTile(128, 256, 64, 8, 3),
+    (90, "32"): LinearTile(64, 128, 16, 8, 2),
+    (100, "16"): LinearTile(128, 256, 64, 8, 3),
+    (100, "32"): LinearTile(64, 64, 32, 8, 2),
 }

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from media import wire
 from media.types import PosedPictures, UInt8Array, Voxels
+from model.gsplat_cuda import render
 from model.image_metrics import psnr, ssim
 from model.orbit import look_at, orbit
-from model.rasterizer import render
 from model.splat_decoder import SplatDecoder
 from model.splats import Splats
 from service.view import View
@@ -56,14 +56,15 @@ class Splatter:
 def draw(splats: Splats, view: View, deadline: float = math.inf) -> UInt8Array:
     """Render one picture, or one turn: uint8 [T, side, side, 3]. Raises LateError."""
     if view.frames == 1:
-        cameras, intrinsics = look_at(view.azimuth, view.elevation, view.distance, view.fov)
-        cameras = cameras[None]
+        camera, lens = look_at(view.azimuth, view.elevation, view.distance, view.fov)
+        cameras = camera[None]
     else:
-        cameras, intrinsics = orbit(
-            view.frames, azimuth=view.azimuth, elevation=view.elevation, distance=view.distance, fov=view.fov
+        cameras, lenses = orbit(
+            view.frames, elevation=view.elevation, distance=view.distance, angle=view.fov, azimuth=view.azimuth
         )
+        lens = lenses[0]
     background = (1.0, 1.0, 1.0) if view.background == "white" else (0.0, 0.0, 0.0)
-    look = _Look(splats, intrinsics, view.side, background, deadline)
+    look = _Look(splats, lens, view.side, background, deadline)
     return np.stack([_pixels(look(camera)) for camera in cameras])
 
 

@@ -1,4 +1,4 @@
-"""Attention over packed segments as a user could plug it in, each with a rotation of queries and keys before it.
+"""Attention over packed segments as a user could plug it in, with the norm and rotation of queries and keys before it.
 
 A peer is made once for some segments (masks and index lists are not timed) and takes q, k, v [N, H, D].
 """
@@ -14,50 +14,62 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from model.kernels import packed_attention
-from model.rope import rotate
+from model.kernels import packed_attention, plain
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+Make = Callable[[Sequence[int], torch.device], Attention]
+Gains = tuple[Tensor, Tensor]
 
 
-class FusedRotation(torch.autograd.Function):
-    """Rotation as one pass over memory, by our own kernel: the best that a peer can have in front of it."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, table: Tensor) -> Tensor:
-        ctx.save_for_backward(table)
-        return _rotated(x, table)
+class FusedPreparation(torch.autograd.Function):
+    """Norm and rotation as one pass over memory, by our own kernel: the best that a peer can have in front of it."""
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (table,) = ctx.saved_tensors
+    def forward(ctx: Any, x: Tensor, table: Tensor, gain: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, table, gain)
+        return _prepared(x, table, gain, x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor | None]:
+        from model.kernels import launch
+
+        x, table, gain = ctx.saved_tensors
         back = table * table.new_tensor([1, -1]).repeat(table.shape[1] // 2)
-        return _rotated(grad.contiguous(), back), None
+        if gain is None:
+            return _prepared(grad.contiguous(), back, None, grad.dtype), None, None
+        turned = _prepared(grad.contiguous(), back, None, torch.float32)
+        dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        blocks = -(-len(x) // launch.NORM_BACKWARD_ROWS)
+        shares = torch.empty(blocks, *gain.shape, dtype=torch.float32, device=x.device)
+        launch.plan_norm_backward(x, turned, gain, dx, shares).run()
+        return dx, None, shares.sum(0).to(gain.dtype)
 
 
-def _rotated(x: Tensor, table: Tensor) -> Tensor:
+def _prepared(x: Tensor, table: Tensor, gain: Tensor | None, dtype: torch.dtype) -> Tensor:
     from model.kernels import launch
 
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    launch.plan_prepare(x, table, None, out).run()
+    out = torch.empty(x.shape, dtype=dtype, device=x.device)
+    launch.plan_prepare(x, table, gain, out).run()
     return out
 
 
-def with_rotation(attention: Attention, rotary: Tensor, *, fused: bool) -> Attention:
-    """The peer with queries and keys rotated first."""
+def with_preparation(attention: Attention, rotary: Tensor, gains: Gains | None, *, fused: bool) -> Attention:
+    """The peer with queries and keys normed (with gains) and rotated first."""
+    q_gain, k_gain = gains or (None, None)
 
     def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if fused:
-            return attention(FusedRotation.apply(q, rotary), FusedRotation.apply(k, rotary), v)
-        return attention(rotate(q, rotary), rotate(k, rotary), v)
+            return attention(FusedPreparation.apply(q, rotary, q_gain), FusedPreparation.apply(k, rotary, k_gain), v)
+        return attention(plain.prepare(q, rotary, q_gain), plain.prepare(k, rotary, k_gain), v)
 
     return run
 
 
-def ours(starts: Sequence[int], rotary: Tensor) -> Attention:
-    """packed_attention with the rotation in it."""
+def ours(starts: Sequence[int], rotary: Tensor, gains: Gains | None) -> Attention:
+    """packed_attention with the norm and the rotation in it."""
     held = torch.tensor(starts, dtype=torch.int32, device=rotary.device)
-    return lambda q, k, v: packed_attention(q, k, v, held, rotary=rotary)
+    q_gain, k_gain = gains or (None, None)
+    return lambda q, k, v: packed_attention(q, k, v, held, rotary=rotary, q_gain=q_gain, k_gain=k_gain)
 
 
 def varlen(starts: Sequence[int], device: torch.device) -> Attention:
@@ -121,11 +133,12 @@ def padded(starts: Sequence[int], device: torch.device, backend: SDPBackend) -> 
     return run
 
 
-PEERS: dict[str, Callable[[Sequence[int], torch.device], Attention]] = {
+PEERS: dict[str, Make] = {
     "torch varlen": varlen,
     "flash-attn": flash_attn,
     "padded SDPA, cuDNN": lambda starts, device: padded(starts, device, SDPBackend.CUDNN_ATTENTION),
     "padded SDPA, flash": lambda starts, device: padded(starts, device, SDPBackend.FLASH_ATTENTION),
     "padded SDPA, efficient": lambda starts, device: padded(starts, device, SDPBackend.EFFICIENT_ATTENTION),
-    "FlexAttention": flex,  # last: it compiles for each shape
 }
+SLOW_PEERS: dict[str, Make] = {"FlexAttention": flex}
+"""They compile for each shape: measured last."""

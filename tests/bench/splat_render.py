@@ -1,70 +1,95 @@
-"""What drawing Gaussians costs on a CPU, forward and as a step of training.
+"""Gaussians to pictures: seconds and memory of the torch renderer, forward alone and with its gradient.
 
-    python -m tests.bench.splat_render [--threads 1]
+    python -m tests.bench.splat_render [--repeats 5] [--threads 1] [--device cuda]
 
-Scenes: a shell of radius 0.4 seen from 1.6 at 40 degrees. CPU seconds beside wall seconds: the machine may be shared.
+Gaussians lie on a sphere of radius 0.4, the camera at 1.6 with a view of 40 degrees. Opacities are "faint" (around 0.1)
+or "opaque" (mostly near 1). One process a row, so that the peak of memory is its own (torch
+itself is about 0.2 GiB of it). CPU seconds stand beside wall seconds, because the machine may be shared.
 """
 
 import argparse
-import math
+import multiprocessing
 import resource
+import statistics
 import time
 
 import torch
 
-from model.config import GaussianConfig
 from model.orbit import look_at
-from model.rasterizer import render
-from model.splats import Splats
+from model.projection import SplatTensors
+from model.rasterizer import Rendering, render
 
-CONFIG = GaussianConfig()
+SCENES = ((100_000, 0.004, "faint"), (100_000, 0.004, "opaque"), (100_000, 0.01, "faint"), (100_000, 0.01, "opaque"))
+LARGE = (320_000, 0.004, "faint")
 
 
-def shell(count: int, scale: float, opacity: float) -> Splats:
-    """Gaussians of random turn on a sphere; opacity: middle of the raw values, 0 is 0.1 and 6 nearly opaque."""
-    chance = torch.Generator().manual_seed(0)
-    places = torch.nn.functional.normalize(torch.randn(count, 3, generator=chance)) * 0.4 + 0.5
-    bias = math.log(math.expm1(scale)) - math.log(math.expm1(CONFIG.initial_scale))
-    scaling = bias + 0.1 * torch.randn(count, 3, generator=chance)
-    colours, turns = torch.randn(count, 3, generator=chance), torch.randn(count, 4, generator=chance)
-    return Splats(places, colours, scaling, turns, opacity + torch.randn(count, 1, generator=chance), CONFIG)
+def shell(count: int, scale: float, kind: str, seed: int = 0) -> SplatTensors:
+    """Gaussians of random turns on a sphere, float32."""
+    rng = torch.Generator().manual_seed(seed)
+
+    def normal(width: int) -> torch.Tensor:
+        return torch.randn(count, width, generator=rng)
+
+    return SplatTensors(
+        positions=torch.nn.functional.normalize(normal(3)) * 0.4,
+        colours=torch.rand(count, 3, generator=rng),
+        opacities=(normal(1) + (-2.2 if kind == "faint" else 3.0)).sigmoid(),
+        scales=scale * (0.3 * normal(3)).exp(),
+        rotations=torch.nn.functional.normalize(normal(4)),
+    )
 
 
 def main() -> None:
-    """Print two Markdown tables."""
+    """Print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    torch.set_num_threads(parser.parse_args().threads)
-    camera, intrinsics = look_at(30, 20, 1.6, 40)
-    print("| Gaussians | scale | | picture | CPU s | wall s |\n|---|---|---|---|---|---|")
-    for count, scale, opacity in (
-        (100_000, 0.004, 0.0),
-        (100_000, 0.004, 6.0),
-        (100_000, 0.01, 0.0),
-        (100_000, 0.01, 6.0),
-        (320_000, 0.004, 0.0),
-    ):
-        splats = shell(count, scale, opacity)
-        with torch.inference_mode():
-            begin, begin_cpu = time.perf_counter(), time.process_time()
-            render(splats, camera, intrinsics, height=512, width=512)
-            cpu, wall = time.process_time() - begin_cpu, time.perf_counter() - begin
-        kind = "mostly opaque" if opacity else "opacity near 0.1"
-        print(f"| {count:,} | {scale} | {kind} | 512x512 | {cpu:.2f} | {wall:.2f} |", flush=True)
-    print("\n| Gaussians | picture | forward CPU s | backward CPU s |\n|---|---|---|---|")
-    for count, side in ((20_000, 128), (100_000, 128), (100_000, 256)):
-        splats = shell(count, 0.006, 0.0)
-        for name in ("xyz01", "features_dc", "scaling", "rotation", "opacity"):
-            getattr(splats, name).requires_grad_()
-        begin_cpu = time.process_time()
-        colour = render(splats, camera, intrinsics, height=side, width=side).colour
-        between = time.process_time()
-        colour.square().sum().backward()
-        print(
-            f"| {count:,} | {side}x{side} | {between - begin_cpu:.2f} | {time.process_time() - between:.2f} |",
-            flush=True,
-        )
-    print(f"\npeak memory of the process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    print("| Gaussians | picture | what | best s | median s | median CPU s | peak GiB |")
+    print("|---|---|---|---|---|---|---|")
+    rows = [(scene, 512, False) for scene in (*SCENES, LARGE)]
+    small = (20_000, 0.004, "faint"), (20_000, 0.01, "opaque")
+    rows += [(scene, side, True) for side in (128, 256) for scene in (*small, *SCENES)]
+    for row in rows:
+        # spawn, not fork: a child must not start with the parent's memory.
+        child = multiprocessing.get_context("spawn").Process(target=_measure, args=(*row, args))
+        child.start()
+        child.join()
+
+
+def _measure(scene: tuple[int, float, str], side: int, gradient: bool, args: argparse.Namespace) -> None:
+    torch.set_num_threads(args.threads)
+    splats = SplatTensors(*(tensor.to(args.device).requires_grad_(gradient) for tensor in shell(*scene)))
+    camera = [matrix.to(args.device) for matrix in look_at(30, 20, 1.6, 40)]
+
+    def call() -> Rendering:
+        drawn = render(splats, *camera, height=side, width=side)
+        if gradient:
+            (drawn.colour.square().mean() + drawn.alpha.mean()).backward()
+        return drawn
+
+    render(splats, *camera, height=16, width=16)  # warm
+    wall, cpu = [], []
+    for _ in range(args.repeats):
+        start, start_cpu = time.perf_counter(), time.process_time()
+        call()
+        if args.device != "cpu":
+            torch.cuda.synchronize()
+        wall.append(time.perf_counter() - start)
+        cpu.append(time.process_time() - start_cpu)
+    print(
+        f"| {scene[0] // 1000}k, {scene[1]}, {scene[2]} | {side} | {'with gradient' if gradient else 'forward'} "
+        f"| {min(wall):.3f} | {statistics.median(wall):.3f} | {statistics.median(cpu):.3f} "
+        f"| {_peak(args.device):.2f} |",
+        flush=True,
+    )
+
+
+def _peak(device: str) -> float:
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from model.kernels import launch
+from model.kernels import launch, linear_fwd
 from model.kernels.launch import Launch
 from model.kernels.tiles import ARCHITECTURES, SHARED_LIMIT, WIDTHS
 
@@ -95,6 +95,19 @@ def plans(arch: int, width: int, dtype: torch.dtype, *, norm: bool, softcap: flo
     return list({plan.kernel: plan for plan in found}.values())
 
 
+def linear_plans(arch: int, dtype: torch.dtype) -> list[Launch]:
+    """The linear kernel for the published network's layers: K and C that whole tiles make up, and that they do not."""
+
+    def plan(inner: int, columns: int, bias: bool) -> Launch:
+        x, weight, shift, out = (
+            torch.empty(*shape, dtype=dtype, device="meta")
+            for shape in ((1024, inner), (columns, inner), (columns,), (1024, columns))
+        )
+        return linear_fwd.plan_linear(x, weight, shift if bias else None, out, arch)
+
+    return [plan(1152, 3456, True), plan(4304, 1152, True), plan(48, 1152, False)]
+
+
 def faults(report: Report, arch: int, dtype: torch.dtype) -> list[str]:
     """What a shipped setting may not do."""
     found = []
@@ -116,20 +129,29 @@ def main() -> int:
     # The published stacks, the widest head, and the window attention of the Gaussian decoder.
     wanted = [(72, True, 0.0), (128, True, 0.0), (64, False, 30.0)]
     if arguments.all:
-        wanted = [(width, norm, 0.0) for width in WIDTHS for norm in (True, False)] + wanted[2:]
+        wanted = [(width, norm, 0.0) for width in WIDTHS for norm in (True, False)]
+        wanted += [(width, False, 30.0) for width in WIDTHS]
     failed = False
     print(f"{'arch':>5} {'width':>5} {'type':8} {'kernel':21} {'options':12} {'regs':>4} spill {'shared':>7} matrix")
-    for arch, (width, norm, cap), dtype in itertools.product(arguments.archs, wanted, (torch.bfloat16, torch.float32)):
-        for plan in plans(arch, width, dtype, norm=norm, softcap=cap):
-            report = compile_launch(plan, arch)
-            wrong = faults(report, arch, dtype)
-            failed |= bool(wrong)
+
+    def show(plan: Launch, arch: int, width: int, dtype: torch.dtype, options: str) -> bool:
+        report = compile_launch(plan, arch)
+        wrong = faults(report, arch, dtype)
+        print(
+            f"{arch:5} {width:5} {str(dtype).removeprefix('torch.'):8} {plan.kernel.__name__:21} {options:12} "
+            f"{report.registers:4} {report.stack:5} {report.shared:7} {report.matrix} {'; '.join(wrong)}",
+            flush=True,
+        )
+        return bool(wrong)
+
+    for arch, dtype in itertools.product(arguments.archs, (torch.bfloat16, torch.float32)):
+        for width, norm, cap in wanted:
             options = "+".join(["norm"] * norm + ["softcap"] * bool(cap)) or "-"
-            print(
-                f"{arch:5} {width:5} {str(dtype).removeprefix('torch.'):8} {plan.kernel.__name__:21} {options:12} "
-                f"{report.registers:4} {report.stack:5} {report.shared:7} {report.matrix} {'; '.join(wrong)}",
-                flush=True,
-            )
+            for plan in plans(arch, width, dtype, norm=norm, softcap=cap):
+                failed |= show(plan, arch, width, dtype, options)
+        for plan in linear_plans(arch, dtype):
+            options = "bias" if plan.arguments["bias"] is not None else "-"
+            failed |= show(plan, arch, plan.constants["INNER"], dtype, options)
     return int(failed)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from model.kernels import launch, packed_attention, segment_starts
+from model.kernels import fixed_linear, launch, packed_attention, segment_starts
 from model.rope import rotary_table
 from tests.kernels.samples import DEVICE, check_gradients, check_result, exact_forward, make
 
@@ -97,3 +97,15 @@ def test_the_same_bits_every_time() -> None:
     first, again = sample.run(), sample.run()
     assert torch.equal(first[0], again[0])
     assert all(torch.equal(a, b) for a, b in zip(first[1], again[1], strict=True) if a is not None)
+
+
+@pytest.mark.parametrize(("inner", "columns"), [(1152, 3456), (1152, 1152), (1152, 4304), (4304, 1152), (48, 1152)])
+@torch.no_grad()
+def test_published_products_keep_the_bits_of_an_item(inner: int, columns: int) -> None:
+    x, weight = (torch.randn(n, inner, device=DEVICE, dtype=torch.bfloat16) for n in (256, columns))
+    alone = fixed_linear(x, weight)
+    want = x.double() @ weight.double().T
+    assert float((alone.double() - want).norm() / want.norm()) < 5e-3
+    for before, after in [(1, 0), (0, 1), (77, 1000), (256, 256), (5000, 3)]:
+        pack = torch.cat([torch.randn(before, inner, device=DEVICE).bfloat16(), x, x.new_ones(after, inner)])
+        assert torch.equal(fixed_linear(pack, weight)[before : before + 256], alone)

@@ -55,6 +55,35 @@ def test_rows_after_the_end_are_not_read() -> None:
     assert all(torch.equal(clean[name], again[name]) for name in clean)
 
 
+@pytest.mark.parametrize(
+    "starts", [[5, 60], [-900, 30, 60], [0, 50, 20, 60], [0, 30, 4000], [0, 2**31 - 1, -(2**31), 60], [60, 0, 60]]
+)
+def test_wrong_starts_reach_no_other_memory(starts: list[int]) -> None:
+    """On a device nobody looks at starts. q, k, v and results are the middle of larger tensors, NaN around them."""
+    sample = make([400], rotary=False, norm=False)
+    p, own = sample.problem, slice(170, 230)
+    wrong = torch.tensor(starts, dtype=torch.int32, device=DEVICE)
+    inside = {name: getattr(p, name)[own].clone() for name in ("q", "k", "v")}
+    for x in (p.q, p.k, p.v):
+        x.fill_(float("nan"))
+    for name, values in inside.items():
+        getattr(p, name)[own] = values
+    cut = replace(p, starts=wrong, key_starts=wrong, **{name: getattr(p, name)[own] for name in inside})
+    whole = [torch.full((400, 2, 72), 7.0, device=DEVICE) for _ in range(4)]
+    row_sums = torch.full((9, 2, 60), 7.0, device=DEVICE)
+    for launched in launch.plan_forward(cut, whole[0][own], row_sums[4]):
+        launched.run()
+    grad = torch.ones(60, 2, 72, device=DEVICE)
+    for launched in launch.plan_backward(cut, whole[0][own], row_sums[4], grad, *(x[own] for x in whole[1:])):
+        launched.run()
+    for x in whole:
+        assert bool((x[: own.start] == 7).all())
+        assert bool((x[own.stop :] == 7).all())
+    assert bool(torch.isfinite(whole[0]).all())  # no row of q, k or v around was read
+    assert bool((row_sums[:4] == 7).all())
+    assert bool((row_sums[5:] == 7).all())
+
+
 def replace_problem(sample: Sample) -> Sample:
     """The same values in memory of their own."""
     p = sample.problem

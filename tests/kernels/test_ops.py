@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from model.blocks import Block
 from model.config import StackConfig
 from model.errors import ShapeError, UnsupportedError
-from model.kernels import launch, ops, packed_attention, plain, tiles
+from model.kernels import launch, ops, packed_attention, plain, segment_starts, tiles
 from model.rope import rotary_table
 from tests.kernels.samples import DEVICE, LENGTHS, Sample, check_gradients, check_result, make
 
@@ -195,6 +195,12 @@ def test_bad_input_is_a_value_error(change: dict[str, Any], message: str) -> Non
     assert isinstance(caught.value, ShapeError)
 
 
+@pytest.mark.parametrize("starts", [[], [1, 4], [0, 4, 3]])
+def test_starts_for_a_device_are_checked_before_they_go_there(starts: list[int]) -> None:
+    with pytest.raises(ShapeError, match="non-decreasing from 0"):
+        segment_starts(starts, DEVICE)
+
+
 @pytest.mark.parametrize("width", [8, 44, 136])
 def test_head_widths_that_the_kernels_do_not_have(width: int) -> None:
     with pytest.raises(UnsupportedError, match="multiple of 8 from 16 to 128"):
@@ -217,3 +223,5 @@ def test_other_gpus_take_the_entry_of_a_smaller_one(arch: int, like: int) -> Non
 def test_old_gpus_are_refused() -> None:
     with pytest.raises(UnsupportedError, match=r"8\.0 or newer"):
         tiles.lookup(75, 72, torch.bfloat16, "forward")
+    with pytest.raises(UnsupportedError, match=r"8\.0 or newer"):
+        tiles.lookup_linear(75, torch.bfloat16)

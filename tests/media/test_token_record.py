@@ -136,3 +136,12 @@ def test_bad_layouts(change: dict[str, object]) -> None:
     with pytest.raises(MediaError) as caught:
         layout_from_json(layout_to_json(IMAGE) | change)
     assert caught.value.code == "invalid_token_file"
+
+
+def test_voxels_lie_in_the_grid() -> None:
+    coords = voxel_coords(0)
+    coords[3, 2] = 64
+    with pytest.raises(MediaError, match=r"coords row 3, column 2 is 64; allowed is 0 to 63"):
+        check_decodable(dataclasses.replace(item(SOLID), coords=coords))
+    coords[3, 2], coords[:, 0] = 5, 1
+    check_decodable(dataclasses.replace(item(SOLID), coords=coords))

@@ -1,6 +1,5 @@
 """The same promises on a CUDA device: `pytest -m gpu`."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 import torch
 
 from model import Tokenizer, weights
-from model.image_metrics import psnr
 from model.network import build
 from model.verify import SHIPPED, find_cases, rowwise_error, run_case
 from tests.bench.batch_independence import measure, real_items
@@ -47,21 +45,3 @@ def test_batch_independence(name: str) -> None:
     figures = measure(Tokenizer.load(name, device="cuda", dtype="float32"), real_items(), mixes=20)
     assert max(figures.errors.values()) <= 1e-4
     assert figures.codes_differing == 0 or figures.largest_margin <= 1e-3
-
-
-def test_gaussians_look_the_same_through_gsplat_and_on_a_cpu() -> None:
-    from model import gsplat_cuda
-    from model.orbit import look_at
-    from model.rasterizer import render
-    from tests.bench.splat_render import shell
-
-    camera, intrinsics = look_at(30, 20, 1.6, 40)
-    splats = shell(20_000, 0.006, 2.0)
-    names = ("xyz01", "features_dc", "scaling", "rotation", "opacity")
-    moved = dataclasses.replace(splats, **{name: getattr(splats, name).cuda() for name in names})
-    wanted = render(splats, camera, intrinsics, height=256, width=256).colour
-    plain = dataclasses.replace(moved, **{name: getattr(moved, name).double() for name in names})
-    assert psnr(render(plain, camera, intrinsics, height=256, width=256).colour.float().cpu(), wanted) > 60
-    if gsplat_cuda.find() is None:
-        pytest.skip("gsplat is not installed: pip install gsplat==1.5.3")
-    assert psnr(render(moved, camera, intrinsics, height=256, width=256).colour.cpu(), wanted) > 45
