@@ -35,20 +35,15 @@ class Holes:
         return np.ones(len(triangles), bool)
 
 
-def rasterize(corners: Float64, side: int, holes: Holes | None = None) -> Seen:
-    """Draw triangles. corners: [F, 3, 3], x and y in pixels (a pixel is sampled at whole numbers), z planar depth.
+def rasterize(points: Float64, faces: Int32Array, side: int, holes: Holes | None = None) -> Seen:
+    """Draw triangles. points: [P, 3], x and y in pixels (a pixel is sampled at whole numbers), z planar depth.
 
-    Triangles that reach nearer than the camera's plane are left out.
+    faces: [F, 3]. Triangles that reach nearer than the camera's plane are left out.
     """
     inverse = np.zeros(side * side)
-    triangle = np.full(side * side, -1, np.int32)
-    with np.errstate(all="ignore"):
-        low = np.ceil(corners[:, :, :2].min(axis=1))
-        high = np.floor(corners[:, :, :2].max(axis=1))
-    ahead = (corners[:, :, 2].min(axis=1) > NEAREST) & np.isfinite(corners).all(axis=(1, 2))
-    seen = ahead & (high >= 0).all(axis=1) & (low <= side - 1).all(axis=1) & (low <= high).all(axis=1)
-    index = np.flatnonzero(seen)
-    low, high = (ends[index].clip(0, side - 1).astype(np.int64) for ends in (low, high))
+    drawn = np.full(side * side, -1, np.int32)
+    index, low, high = _meet_samples(points, faces, side)
+    corners = points[faces[index]]
     wide, tall = (high - low + 1).T
     pairs = wide * tall
     start = 0
@@ -56,53 +51,58 @@ def rasterize(corners: Float64, side: int, holes: Holes | None = None) -> Seen:
     while start < len(index):
         done = ends[start - 1] if start else 0
         stop = max(start + 1, int(np.searchsorted(ends, done + CHUNK_PAIRS, side="right")))
-        _draw(
-            corners,
-            index[start:stop],
-            low[start:stop],
-            wide[start:stop],
-            pairs[start:stop],
-            side,
-            holes,
-            inverse,
-            triangle,
-        )
+        part = slice(start, stop)
+        owner, pixel, near, flat = _covered(corners[part], low[part], wide[part], pairs[part], side)
+        if holes is not None:
+            weights = (flat / corners[part][:, :, 2].T[:, owner] / near).T
+            solid = holes.are_solid(index[part][owner].astype(np.int32), weights)
+            owner, pixel, near = owner[solid], pixel[solid], near[solid]
+        before = inverse[pixel]
+        np.maximum.at(inverse, pixel, near)
+        won = (near == inverse[pixel]) & (near > before)
+        drawn[pixel[won]] = owner[won] + start
         start = stop
-    return _resolve(corners, triangle, side)
+    return _resolve(corners, index, drawn, side)
 
 
-def _draw(
-    corners: Float64,
-    index: Int64,
-    low: Int64,
-    wide: Int64,
-    pairs: Int64,
-    side: int,
-    holes: Holes | None,
-    inverse: Float64,
-    triangle: Int32Array,
-) -> None:
-    owner = np.repeat(np.arange(len(index)), pairs)
+def _meet_samples(points: Float64, faces: Int32Array, side: int) -> tuple[Int64, Int64, Int64]:
+    """Triangles whose boxes hold a sample, [n], and the first and the last column and row there, [n, 2].
+
+    Column by column, and before anything is gathered: most triangles of a large mesh fall between the samples.
+    """
+    fine = np.isfinite(points).all(axis=1) & (points[:, 2] > NEAREST)
+    seen = fine[faces[:, 0]] & fine[faces[:, 1]] & fine[faces[:, 2]]
+    index = np.flatnonzero(seen)
+    lows, highs = [], []
+    for axis in (0, 1):
+        a, b, c = (points[:, axis][faces[index, corner]] for corner in range(3))
+        lows.append(np.ceil(np.minimum(np.minimum(a, b), c)))
+        highs.append(np.floor(np.maximum(np.maximum(a, b), c)))
+    meets = np.ones(len(index), bool)
+    for first, last in zip(lows, highs, strict=True):
+        meets &= (last >= 0) & (first <= side - 1) & (first <= last)
+    low, high = (np.stack([end[meets] for end in ends], axis=1).clip(0, side - 1) for ends in (lows, highs))
+    return index[meets], low.astype(np.int64), high.astype(np.int64)
+
+
+def _covered(
+    corners: Float64, low: Int64, wide: Int64, pairs: Int64, side: int
+) -> tuple[Int64, Int64, Float64, Float64]:
+    """Every sample inside of a triangle: which triangle, which pixel, 1 / z there, and the weights in the picture."""
+    owner = np.repeat(np.arange(len(corners)), pairs)
     within = np.arange(len(owner)) - np.repeat(np.cumsum(pairs) - pairs, pairs)
     x = low[owner, 0] + within % wide[owner]
     y = low[owner, 1] + within // wide[owner]
-    flat = _flat_weights(corners[index], owner, x, y)
-    inside = (flat >= 0).all(axis=1)
-    owner, x, y, flat = owner[inside], x[inside], y[inside], flat[inside]
+    flat = _flat_weights(corners, owner, x, y)
+    inside = (flat >= 0).all(axis=0)
+    owner, flat = owner[inside], flat[:, inside]
     # 1 / z is linear in the picture.
-    near = (flat / corners[index][owner, :, 2]).sum(axis=1)
-    if holes is not None:
-        solid = holes.are_solid(index[owner].astype(np.int32), flat / corners[index][owner, :, 2] / near[:, None])
-        owner, x, y, near = owner[solid], x[solid], y[solid], near[solid]
-    pixel = y * side + x
-    before = inverse[pixel]
-    np.maximum.at(inverse, pixel, near)
-    won = (near == inverse[pixel]) & (near > before)
-    triangle[pixel[won]] = index[owner[won]]
+    near = (flat / corners[:, :, 2].T[:, owner]).sum(axis=0)
+    return owner, y[inside] * side + x[inside], near, flat
 
 
 def _flat_weights(corners: Float64, owner: Int64, x: Int64, y: Int64) -> Float64:
-    """Weights of the corners in the picture; NaN or negative outside, all NaN for a triangle without area."""
+    """Weights of the corners in the picture, [3, n]; NaN or negative outside, all NaN without area."""
     (ax, ay), (bx, by), (cx, cy) = (corners[:, corner, :2].T for corner in range(3))
     with np.errstate(all="ignore"):
         area = 1 / ((bx - ax) * (cy - ay) - (by - ay) * (cx - ax))
@@ -112,20 +112,20 @@ def _flat_weights(corners: Float64, owner: Int64, x: Int64, y: Int64) -> Float64
         second = ((cx * ay - ax * cy) * area)[owner] + ((cy - ay) * area)[owner] * x + ((ax - cx) * area)[owner] * y
         third = 1 - first - second
     # A hair of slack: no gap may show between neighbours.
-    flat = np.stack([first, second, third], axis=1)
+    flat = np.stack([first, second, third])
     flat[np.abs(flat) < 1e-9] = 0
     return flat
 
 
-def _resolve(corners: Float64, triangle: Int32Array, side: int) -> Seen:
-    pixel = np.flatnonzero(triangle >= 0)
-    owners = triangle[pixel]
-    used, owner = np.unique(owners, return_inverse=True)
-    flat = _flat_weights(corners[used], owner, pixel % side, pixel // side)
-    over = flat / corners[owners][:, :, 2]
-    near = over.sum(axis=1)
+def _resolve(corners: Float64, index: Int64, drawn: Int32Array, side: int) -> Seen:
+    pixel = np.flatnonzero(drawn >= 0)
+    used, owner = np.unique(drawn[pixel], return_inverse=True)
+    over = _flat_weights(corners[used], owner, pixel % side, pixel // side) / corners[used][:, :, 2].T[:, owner]
+    near = over.sum(axis=0)
+    triangle = np.full(side * side, -1, np.int32)
+    triangle[pixel] = index[drawn[pixel]]
     depth = np.full(side * side, -1, np.float32)
     depth[pixel] = 1 / near
     weights = np.zeros((side * side, 3), np.float32)
-    weights[pixel] = over / near[:, None]
+    weights[pixel] = (over / near).T
     return Seen(triangle.reshape(side, side), depth.reshape(side, side), weights.reshape(side, side, 3))
