@@ -171,6 +171,8 @@ def test_damaged_headers_never_raise_anything_else(name: str, damage: list[tuple
     found = outcome(bytes(data))
     if isinstance(found, MediaError):
         assert found.status in (413, 415, 422)
+    elif found.kind == "voxels":
+        assert found.tokens is None  # four bytes may make it look like a mesh; what that costs is known later
     else:
         assert found.tokens is not None
         assert 0 < found.tokens <= LIMITS.item_tokens
