@@ -11,22 +11,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.kernels import fixed_linear
+
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 class Linear(nn.Linear):
-    """x @ weight.T + bias. x: [..., N, C]."""
+    """x @ weight.T + bias. x: [..., N, C].
+
+    fixed: a row's bits do not depend on how many others there are; for inference only.
+    """
+
+    fixed = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns [..., N, C'] in x's dtype."""
+        if self.fixed:
+            return fixed_linear(x, self.weight, self.bias)
         return _linear(x, self.weight, self.bias)
 
     def forward_leading(self, x: Tensor, columns: int) -> Tensor:
         """The first `columns` columns of the result."""
+        if self.fixed:
+            # Cut afterwards: an image's values are to be the same beside a clip, which needs all of them.
+            return fixed_linear(x, self.weight, self.bias)[..., :columns]
         return _linear(x, self.weight[:columns], None if self.bias is None else self.bias[:columns])
 
     def forward_gelu(self, x: Tensor) -> Tensor:
         """The same, then the tanh form of GELU."""
+        if self.fixed:
+            return fixed_linear(x, self.weight, self.bias, gelu=True)
         if _fused(x):
             return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "gelu", [], "tanh")
         return F.gelu(super().forward(x), approximate="tanh")
@@ -37,6 +51,8 @@ class InputLinear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns [..., N, C'] in x's dtype."""
+        if self.fixed:
+            return fixed_linear(F.pad(x, (0, self.in_features - x.shape[-1])), self.weight, self.bias)
         return _linear(x, self.weight[:, : x.shape[-1]], self.bias)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from model.config import FSQ_LEVELS, ModelConfig
 from model.fsq import CENTRES
+from model.kernels import fixed_linear
 from model.packed import PackedTokens
 
 NEIGHBOURS = ((-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1), (-1, 1), (1, -1), (1, 1))
@@ -26,8 +27,10 @@ NEIGHBOUR_RANK = 64
 class Basis(nn.Module):
     """One affine way in, analysis (x - mean), and out: synthesis z + bias, and what the neighbours' z say about x.
 
-    values: how many of a patch's values it sees, from the first on.
+    values: how many of a patch's values it sees, from the first on. fixed: as in Linear.
     """
+
+    fixed = False
 
     def __init__(self, values: int, latent_channels: int) -> None:
         super().__init__()
@@ -38,6 +41,19 @@ class Basis(nn.Module):
         self.synthesis = nn.Parameter(torch.zeros(values, latent_channels))
         self.gather = nn.Parameter(torch.zeros(NEIGHBOUR_RANK, len(NEIGHBOURS) * latent_channels))
         self.spread = nn.Parameter(torch.zeros(values, NEIGHBOUR_RANK))
+
+    def analyse(self, patches: Tensor) -> Tensor:
+        """Coefficients [n, L] of patches [n, values]."""
+        shift = -(self.analysis @ self.mean)
+        return (fixed_linear if self.fixed else F.linear)(patches, self.analysis, shift)
+
+    def synthesise(self, latents: Tensor, differences: Tensor, count: int) -> Tensor:
+        """The first `count` values of patches, or all if there are fewer. latents: [n, L]; differences: [n, 8 L]."""
+        if self.fixed:
+            own = fixed_linear(latents, self.synthesis, self.bias)
+            return (own + fixed_linear(fixed_linear(differences, self.gather), self.spread))[:, :count]
+        own = F.linear(latents, self.synthesis[:count], self.bias[:count])
+        return torch.addmm(own, differences @ self.gather.T, self.spread[:count].T)
 
 
 class LinearPath(nn.Module):
@@ -52,8 +68,7 @@ class LinearPath(nn.Module):
         """Coefficients of each patch. patches: [N, P]; moving: bool [N]. Returns [N, L]."""
 
         def part(basis: Basis, rows: Tensor | slice) -> Tensor:
-            shift = -(basis.analysis @ basis.mean)
-            return F.linear(patches[rows, : basis.values], basis.analysis, shift)
+            return basis.analyse(patches[rows, : basis.values])
 
         return self._by_kind(part, moving)
 
@@ -62,8 +77,7 @@ class LinearPath(nn.Module):
         differences = neighbour_differences(latents, packed)
 
         def part(basis: Basis, rows: Tensor | slice) -> Tensor:
-            own = F.linear(latents[rows], basis.synthesis[:values], basis.bias[:values])
-            both = torch.addmm(own, differences[rows] @ basis.gather.T, basis.spread[:values].T)
+            both = basis.synthesise(latents[rows], differences[rows], values)
             return F.pad(both, (0, values - both.shape[1]))
 
         return self._by_kind(part, packed.moving)

@@ -10,7 +10,7 @@ from model.config import ModelConfig
 from model.decoder import Decoder
 from model.encoder import Encoder
 from model.linear import Linear
-from model.linear_path import Digits, LinearPath
+from model.linear_path import Basis, Digits, LinearPath
 from model.packed import PackedTokens
 
 
@@ -25,6 +25,15 @@ class ATokenNet(nn.Module):
         self.decoder = Decoder(config)
         self.linear_path = LinearPath(config) if config.linear_path else None
         self.digits = Digits(config) if config.digits else None
+
+    def fix_products(self) -> None:
+        """From now on an item's results are bit for bit the same whatever shares its pack; inference only.
+
+        Attention and norms are so by themselves; matrix products then sum in one order for any number of rows.
+        """
+        for module in self.modules():
+            if isinstance(module, Linear | Basis):
+                module.fixed = True
 
     def encode(self, packed: PackedTokens) -> Tensor:
         """Patches to features [N, C]. packed.feats: [N, P] in -1..1, or the first columns if the others are 0."""

@@ -37,11 +37,22 @@ class Tokenizer:
     """A loaded model.
 
     net: the network, on its device and in its dtype; name: what tokens are signed with; revision: hash of its
-    weights; pass_tokens: tokens of one pass, which bounds memory.
+    weights; pass_tokens: tokens of one pass, which bounds memory; batch_invariant: as in load.
     """
 
-    def __init__(self, net: ATokenNet, *, name: str, revision: str, pass_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        net: ATokenNet,
+        *,
+        name: str,
+        revision: str,
+        pass_tokens: int | None = None,
+        batch_invariant: bool = False,
+    ) -> None:
         self.net = net.eval()
+        self.batch_invariant = batch_invariant
+        if batch_invariant:
+            net.fix_products()
         self.config: ModelConfig = net.config
         self.name = name
         self.revision = revision
@@ -57,11 +68,14 @@ class Tokenizer:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         pass_tokens: int | None = None,
+        batch_invariant: bool = False,
     ) -> Tokenizer:
         """Load a bundled model by name, a weights file or folder, or `VARIANT=FILE` for files that carry no config.
 
         device: default the GPU if there is one. dtype: "float32", "bfloat16" or "float16"; default bfloat16 for a
-        continuous model on a GPU, else float32 (codes are not reproducible between float types).
+        continuous model on a GPU, else float32 (codes are not reproducible between float types). batch_invariant: an
+        item's results are bit for bit the same whatever shares its batch, on one device and release of torch, for
+        products that are slower; else they agree to rounding.
         Raises WeightsError for files that are missing or do not fit, UnsupportedError for unknown names.
         """
         name, path, config = _resolve(model)
@@ -79,7 +93,13 @@ class Tokenizer:
                 raise UnsupportedError(f"dtype {dtype!r}; wanted one of {', '.join(DTYPES)}")
             dtype = DTYPES[dtype]
         net = weights.load(path, config, device=device, dtype=dtype)
-        return cls(net, name=name, revision=weights.revision_of(path, config), pass_tokens=pass_tokens)
+        return cls(
+            net,
+            name=name,
+            revision=weights.revision_of(path, config),
+            pass_tokens=pass_tokens,
+            batch_invariant=batch_invariant,
+        )
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -101,6 +121,7 @@ class Tokenizer:
             "parameters": sum(parameter.numel() for parameter in self.net.parameters()),
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
+            "batch_invariant": self.batch_invariant,
         }
 
     def encode(

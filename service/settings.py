@@ -46,6 +46,8 @@ class Settings(BaseSettings):
     empty: none, voxels are answered as voxels."""
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    batch_invariant: bool = False
+    """Tokens and pixels bit for bit the same whatever shares the batch, for slower matrix products."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Arithmetic threads of a worker; 0: as many as there are cores."""
     batch_tokens: Annotated[int, Field(ge=0)] = 0

@@ -117,6 +117,7 @@ def load_models(settings: Settings) -> tuple[dict[str, Tokenizer], list[dict[str
             name,
             device=None if settings.device == "auto" else settings.device,
             dtype=None if settings.dtype == "auto" else settings.dtype,
+            batch_invariant=settings.batch_invariant,
         )
         card = tokenizer.card() | {"max_item_tokens": settings.media.item_tokens}
         tokenizers[pool_of(card)] = tokenizer

@@ -1,13 +1,15 @@
 """Does an item's result depend on what shares its batch? Alone against 20 random mixes, bundled models, real files.
 
-    python -m tests.bench.batch_independence [--mixes 20]
+    python -m tests.bench.batch_independence [--mixes 20] [--batch-invariant]
 
-Prints, for each model, the worst row-wise relative error of the latents, features and embeddings, how many codes
-differ and how far those entries are from a rounding boundary, and how many pixel values differ by how much.
+Prints how long the batch-invariant mode takes beside the usual one, in turns, and, for each model, the worst row-wise
+relative error of the latents, features and embeddings, how many codes differ and how far those entries are from a
+rounding boundary, and how many pixel values differ by how much.
 """
 
 import argparse
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -101,6 +103,31 @@ def boundary_margins(tokenizer: Tokenizer, item: Item) -> np.ndarray:
     return distance.unflatten(-1, (config.codebooks, -1)).amin(-1).cpu().numpy()
 
 
+def cost(name: str, items: Sequence[Item], rounds: int = 7) -> tuple[float, float]:
+    """How many times as long the batch-invariant mode encodes and decodes; median over rounds of both in turn."""
+    modes = [Tokenizer.load(name, device="cpu", batch_invariant=fixed) for fixed in (False, True)]
+    tokens = [mode.encode(items) for mode in modes]
+    ratios: list[list[float]] = [[], []]
+    for _ in range(rounds):
+        for row, works in zip(
+            ratios,
+            (
+                [lambda m=mode: m.encode(items) for mode in modes],
+                [lambda m=mode, t=each: m.decode(t) for mode, each in zip(modes, tokens, strict=True)],
+            ),
+            strict=True,
+        ):
+            usual, fixed = (_seconds(work) for work in works)
+            row.append(fixed / usual)
+    return float(np.median(ratios[0])), float(np.median(ratios[1]))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
 def real_items() -> list[Item]:
     """Crops of the example picture and clip, of many sizes."""
     from media.image import decode_image
@@ -126,9 +153,13 @@ def main() -> None:
     """Print a few lines for each bundled model."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mixes", type=int, default=20)
+    parser.add_argument("--batch-invariant", action="store_true")
     args = parser.parse_args()
     for name in ("tiny-continuous", "tiny-discrete"):
-        figures = measure(Tokenizer.load(name, device="cpu"), real_items(), args.mixes)
+        encode, decode = cost(name, real_items())
+        print(f"{name}: batch-invariant mode takes {encode:.2f} times as long to encode, {decode:.2f} to decode")
+        tokenizer = Tokenizer.load(name, device="cpu", batch_invariant=args.batch_invariant)
+        figures = measure(tokenizer, real_items(), args.mixes)
         print(f"{name}: " + ", ".join(f"{key} {error:.1e}" for key, error in figures.errors.items()))
         if figures.codes:
             print(

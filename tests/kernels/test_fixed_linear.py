@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model import linear
 from model.blocks import Block
 from model.config import StackConfig
 from model.errors import ShapeError, UnsupportedError
 from model.kernels import fixed_linear, launch, linear_fwd, segment_starts
 from model.kernels.linear import fixed_linear_op
 from model.kernels.tiles import LinearTile
+from model.linear import Linear
 from model.norms import LayerNorm, RMSNorm
 from model.rope import rotary_table
 from tests.kernels.samples import DEVICE
@@ -169,18 +169,15 @@ def test_layers_between_the_products_go_row_by_row(width: int, dtype: torch.dtyp
 
 @pytest.mark.parametrize("norm", ["layer", "rms"])
 @torch.inference_mode()
-def test_a_block_keeps_the_bits_of_an_item(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_block_keeps_the_bits_of_an_item(norm: str) -> None:
     """The published block with the fixed product in all its linear layers."""
-
-    def forward_gelu(layer: linear.Linear, x: Tensor) -> Tensor:
-        return fixed_linear(x, layer.weight, layer.bias, gelu=True)
-
-    monkeypatch.setattr(linear, "_linear", fixed_linear)
-    monkeypatch.setattr(linear.Linear, "forward_gelu", forward_gelu)
     torch.manual_seed(0)
     encoder = norm == "layer"
     config = StackConfig(width=144, blocks=1, heads=2, mlp=272, norm=norm, bias=encoder, qk_norm=not encoder)
     block = Block(config).to(DEVICE).eval()
+    for layer in block.modules():
+        if isinstance(layer, Linear):
+            layer.fixed = True
     lengths = [37, 1, 72, 600]
 
     def run(x: Tensor, coords: Tensor, lengths: list[int]) -> Tensor:

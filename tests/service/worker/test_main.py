@@ -194,6 +194,15 @@ def test_a_worker_ends_with_its_parent(redis: PrivateRedis, weight_files: Weight
         worker.wait(10)
 
 
+def test_the_batch_invariant_mode_is_a_setting(weight_files: WeightFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATOKEN_BATCH_INVARIANT", "true")
+    tokenizers, [card] = main.load_models(Settings(models=[str(weight_files.continuous)], device="cpu"))
+    [tokenizer] = tokenizers.values()
+    assert card["batch_invariant"]
+    assert tokenizer.batch_invariant
+    assert run_selftest(tokenizer, timed_tokens=64).tokens == 64
+
+
 def test_the_self_test_refuses_a_model_that_gives_nonsense(weight_files: WeightFiles) -> None:
     settings = Settings(models=[str(weight_files.continuous)], device="cpu")
     tokenizers, [card] = main.load_models(settings)
