@@ -39,10 +39,14 @@ class Decoder(nn.Module):
         -1..1, no clamp.
         """
         h = self._embed(packed)
-        rotary, starts = rotary_table(packed.coords, self.head_width), segment_starts(packed.starts, h.device)
+        rotary, starts = self.rotary(packed), segment_starts(packed.starts, h.device)
         for block in self.blocks:
             h = block(h, rotary, starts)
         return self._output(h, values)
+
+    def rotary(self, packed: PackedTokens) -> Tensor:
+        """Angles of every token, of rotary_table. A training ablation puts another function in its place."""
+        return rotary_table(packed.coords, self.head_width)
 
     def forward_cached(self, latents: Tensor, coords: Tensor, *, stride: int, cache: int) -> Tensor:
         """Decode one item window after window; each sees the last frames of the one before through its keys.

@@ -32,8 +32,12 @@ class Encoder(nn.Module):
         """Features of every token. packed.feats: patches [N, P or less] in -1..1, the rest 0. Returns [N, C]."""
         h = self.input_layer(packed.feats.to(self.input_layer.weight.dtype))
         h = h + self.pos_embedder(packed.coords, packed.starts, packed.extents)
-        rotary, starts = rotary_table(packed.coords, self.head_width), segment_starts(packed.starts, h.device)
+        rotary, starts = self.rotary(packed), segment_starts(packed.starts, h.device)
         for block in self.blocks:
             h = block(h, rotary, starts)
         features: Tensor = self.post_layernorm(h)
         return features
+
+    def rotary(self, packed: PackedTokens) -> Tensor:
+        """Angles of every token, of rotary_table. A training ablation puts another function in its place."""
+        return rotary_table(packed.coords, self.head_width)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from training.data import Library, load_library, training_batch
 from training.linear_fit import fit_linear_decoder
 from training.loop import Limits, Trainer
 from training.pca import fit_components, moving_patches, still_patches
+from training.smoke import smoke
 from training.start import start_at, start_digits
 
 FIT_BATCHES = 400
@@ -59,6 +61,9 @@ def export(trainer: Trainer, path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train, or go on training; returns the exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["smoke"]:
+        return _smoke(words[1:])
     parser = argparse.ArgumentParser(prog="python -m training.train", description="Train one of the small models.")
     parser.add_argument("recipe", choices=sorted(RECIPES), help="which model, and how")
     parser.add_argument(
@@ -71,13 +76,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-refit", dest="refit", action="store_false", help="leave the linear decoder as trained")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    given = parser.parse_args(arguments)
+    given = parser.parse_args(words)
     torch.set_num_threads(given.threads)
     try:
         return _run(given)
     except FileNotFoundError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _smoke(words: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m training.train smoke", description="All four stages in small.")
+    parser.add_argument("--out", type=Path, default=Path("runs/smoke"), help="folder of the run, made anew")
+    given = parser.parse_args(words)
+    shutil.rmtree(given.out, ignore_errors=True)
+    return smoke(given.out)
 
 
 def _run(given: argparse.Namespace) -> int:

@@ -1,0 +1,32 @@
+"""The first command of a newcomer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from training.train import main
+
+TERMS = ("distill", "image_rec/l1", "image_rec/lpips", "image_rec/gram", "image_rec/clip", "image_rec/kl",
+         "video_rec/l1", "asset_rec/l1", "video_sem/sigmoid", "asset_sem/sigmoid")  # fmt: skip
+
+
+@pytest.mark.timeout(180)
+def test_all_stages_with_every_loss_and_a_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["smoke", "--out", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out
+    assert "asset: going on from step 5" in said
+    folder = tmp_path / "run"
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert {record["stage"] for record in records} == {"image", "video", "asset", "fsq"}
+    seen = {name for record in records for name in record}
+    assert set(TERMS) <= seen
+    assert all(np.isfinite(value) for record in records for value in record.values() if not isinstance(value, str))
+    assert {"config.json", "environment.json", "fsq.safetensors"} <= {path.name for path in folder.iterdir()}
+    pictures = sorted((folder / "pictures").iterdir())
+    assert len(pictures) == 1 + 2 + 3 + 3
+    assert all(np.asarray(PIL.Image.open(path)).std() > 5 for path in pictures)

@@ -1,0 +1,67 @@
+"""A curriculum of seconds: networks of width 32, drawn data, random teachers. Also a script, for several ranks."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from training.chain import Work, run_stages
+from training.curriculum import Habits, StageTrainer
+from training.fresh import fresh
+from training.generated import Generated, hash_tokens
+from training.ranks import Ranks, joined
+from training.stages import Recipe, Stage, paper, scaled, stacks
+from training.student import Student
+from training.teachers import random_teachers
+
+WIDTH = 32
+SIDES = (16, 32)
+
+
+def recipe(steps: int = 4, tokens: int = 256) -> Recipe:
+    small = scaled(
+        paper(stacks(WIDTH, 1, 2, 64), "test"), steps=steps, batch=4, distill=4, sides=SIDES, tokens=tokens, warmup=2
+    )
+    return replace(small, weights=replace(small.weights, lpips=1.0, gram=1.0))
+
+
+def trainer(given: Recipe, stage: str, ranks: Ranks, source: Generated | None = None) -> StageTrainer:
+    found = given.stage(stage)
+    return StageTrainer(given, found, Student(fresh(given.model(found), 0)), *pieces(source), hash_tokens, ranks)
+
+
+def pieces(source: Generated | None = None):  # type: ignore[no-untyped-def]
+    return random_teachers(WIDTH, seed=0), source or Generated(sides=SIDES)
+
+
+def work() -> Work:
+    teachers, source = pieces()
+    return Work(source=source, held_out=Generated(seed=1, sides=SIDES), teachers=teachers, tokenize=hash_tokens)
+
+
+def only(given: Recipe, stage: Stage) -> Recipe:
+    return replace(given, stages=(stage,))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--stop-at", type=int)
+    parser.add_argument("--stages", nargs="*")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    plan = recipe(given.steps)
+    if given.stages:
+        plan = replace(plan, stages=tuple(plan.stage(name) for name in given.stages))
+    stop = {} if given.stop_at is None else {plan.stages[0].name: given.stop_at}
+    with joined() as ranks:
+        habits = Habits(log_every=1, save_every=0)
+        run_stages(plan, given.folder, work(), ranks, habits=habits, stop_at=stop)
+
+
+if __name__ == "__main__":
+    main()

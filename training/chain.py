@@ -1,0 +1,140 @@
+"""The stages one after the other: each starts from the averaged weights of the one before, widened where it must be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from model import weights
+from model.network import ATokenNet, build
+from training.averages import Average
+from training.batches import Kind, Source
+from training.curriculum import Habits, StageTrainer, Tokenize
+from training.fresh import fresh
+from training.glance import glance
+from training.ranks import Ranks
+from training.run_folder import RunFolder
+from training.snapshots import Snapshots
+from training.stages import Recipe, Stage
+from training.student import Student
+from training.teachers import Teachers
+from training.widen import widen_latents
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a run works with.
+
+    held_out: another source, for the looks in between. recompute: activation checkpointing. compile: torch.compile.
+    """
+
+    source: Source
+    held_out: Source
+    teachers: Teachers
+    tokenize: Tokenize
+    recompute: bool = False
+    compile: bool = False
+
+
+def run_stages(
+    recipe: Recipe,
+    folder: Path,
+    work: Work,
+    ranks: Ranks,
+    *,
+    habits: Habits | None = None,
+    start: ATokenNet | None = None,
+    log: Callable[[str], None] = print,
+    stop_at: Mapping[str, int] | None = None,
+) -> bool:
+    """All stages of a recipe that are not done yet; a second call goes on where the first stopped.
+
+    start: the network of step 0 of the first stage (default: fresh weights from the seed). stop_at: step at which to
+    leave a stage, by name. Returns whether all are done. Leaves STAGE.safetensors, the averaged weights, and
+    STAGE/step-* for each. Raises ValueError where a start does not fit its stage.
+    """
+    before: ATokenNet | None = start
+    for stage in recipe.stages:
+        done = folder / f"{stage.name}.safetensors"
+        if not done.is_file():
+            net = _first_step(recipe, stage, before)
+            if not _run_stage(recipe, stage, net, folder, work, ranks, habits or Habits(), log, stop_at or {}):
+                return False
+        before = weights.load(done)
+    return True
+
+
+def _first_step(recipe: Recipe, stage: Stage, before: ATokenNet | None) -> ATokenNet:
+    """The network at step 0 of a stage."""
+    config = recipe.model(stage)
+    net = fresh(config, recipe.seed)
+    if before is None:
+        return net
+    if before.config == config:
+        net.load_state_dict(before.state_dict())
+        return net
+    net.load_state_dict(widen_latents(before.state_dict(), before.config, config, recipe.seed))
+    return net
+
+
+def _run_stage(
+    recipe: Recipe,
+    stage: Stage,
+    net: ATokenNet,
+    folder: Path,
+    work: Work,
+    ranks: Ranks,
+    habits: Habits,
+    log: Callable[[str], None],
+    stop_at: Mapping[str, int],
+) -> bool:
+    student = Student(net, recompute=work.recompute)
+    trainer = StageTrainer(recipe, stage, student, work.teachers, work.source, work.tokenize, ranks)
+    if work.compile:
+        student.compile_blocks()
+    snapshots = Snapshots(folder / stage.name, ranks, log)
+    if snapshots.steps():
+        trainer.restore(snapshots)
+        log(f"{stage.name}: going on from step {trainer.progress.step}")
+    records = RunFolder(folder, recipe.to_json(), ranks.world) if ranks.first else None
+    say = log if ranks.first else _silent
+    done = trainer.run(snapshots, records, habits, say, stop_at.get(stage.name))
+    if not done:
+        return False
+    values = averaged_weights(student, trainer.average)
+    if records is not None:
+        net = build(recipe.model(stage))
+        net.load_state_dict({name.removeprefix("net."): value for name, value in values.items()})
+        scores, grids = glance(net.eval(), work.held_out, kinds_of(stage))
+        say(records.metrics(stage.name, stage.steps, stage.steps, scores))
+        for name, grid in grids.items():
+            records.picture(stage.name, name, stage.steps, grid)
+        note = f"stage {stage.name} of {recipe.name}, {stage.steps} steps, seed {recipe.seed}"
+        partial = folder / f"{stage.name}.partial"
+        weights.save(net, partial, metadata={weights.NOTE_KEY: note})
+        partial.rename(folder / f"{stage.name}.safetensors")
+        records.close()
+    ranks.wait()
+    return True
+
+
+def averaged_weights(student: Student, average: Average) -> dict[str, Tensor]:
+    """Whole tensors on the CPU, on the first rank; others get nothing."""
+    with average.in_place():
+        whole = get_model_state_dict(student, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        # Of one process the state is the parameters themselves, which get their own values back after the block.
+        return {name: value.clone() for name, value in whole.items() if isinstance(value, Tensor)}
+
+
+def kinds_of(stage: Stage) -> list[Kind]:
+    """What a stage can be judged by: the kinds that it reconstructs."""
+    kinds: tuple[Kind, ...] = ("image_rec", "video_rec", "asset_rec")
+    return [kind for kind in kinds if kind in stage.cycle]
+
+
+def _silent(_: str) -> None:
+    return

@@ -1,0 +1,201 @@
+"""Frozen networks that the losses look through: VGG, LPIPS heads, CLIP, SigLIP 2 vision and text.
+
+They come from local folders; what is missing is named, with the command that gets it, before anything is loaded.
+B pictures or texts, C channels of an embedding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.perceptual import LPIPS, load_lpips
+from training.vgg import VGG16, load_vgg
+
+ImageFeatures = Callable[[Tensor], Tensor]
+"""Pictures [B, 3, 224, 224] in -1..1 to [B, D]."""
+
+TextFeatures = Callable[[Tensor], Tensor]
+"""Token ids, int64 [B, 64], to [B, C]."""
+
+COMMANDS = {
+    "vgg": "VGG16 of torchvision: curl -LO https://download.pytorch.org/models/vgg16-397923af.pth",
+    "lpips": "LPIPS heads of VGG: curl -LO https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/vgg.pth",
+    "clip": "CLIP: hf download openai/clip-vit-base-patch16 --local-dir clip",
+    "siglip2": "SigLIP 2, both towers: hf download google/siglip2-so400m-patch16-naflex --local-dir siglip2",
+}
+"""What each teacher is, and how to get it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherPaths:
+    """Where the teachers are. vgg, lpips: files; clip, siglip2: folders of Hugging Face models.
+
+    A file NAME.sha256 beside a file, if there is one, must hold its checksum.
+    """
+
+    vgg: Path | None = None
+    lpips: Path | None = None
+    clip: Path | None = None
+    siglip2: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teachers:
+    """What the losses use. vision and text give embeddings of the same space, of the width of the encoder."""
+
+    vgg: VGG16
+    lpips: LPIPS
+    clip: ImageFeatures
+    vision: ImageFeatures
+    text: TextFeatures
+
+
+def load_teachers(paths: TeacherPaths, width: int, device: torch.device | str = "cpu") -> Teachers:
+    """Load them all, frozen. width: C of the encoder that learns from them.
+
+    Raises FileNotFoundError that names every missing one and how to get it, ValueError for one of the wrong size.
+    """
+    given = {field.name: getattr(paths, field.name) for field in fields(paths)}
+    missing = [
+        f"{name} ({'not given' if path is None else f'nothing at {path}'}). {COMMANDS[name]}"
+        for name, path in given.items()
+        if path is None or not path.exists()
+    ]
+    if missing:
+        raise FileNotFoundError("missing teachers:\n  " + "\n  ".join(missing))
+    for path in given.values():
+        verify(path)
+    vision, text = _siglip2(given["siglip2"], width)
+    clip = _clip(given["clip"])
+    vgg, lpips = load_vgg(given["vgg"]), load_lpips(given["lpips"])
+    for net in (vgg, lpips, vision, text, clip):
+        net.to(device)
+    return Teachers(vgg=vgg, lpips=lpips, clip=clip, vision=vision, text=text)
+
+
+def random_teachers(width: int, seed: int, device: torch.device | str = "cpu") -> Teachers:
+    """Small networks with the same interface that know nothing: for the smoke run and for tests."""
+    torch.manual_seed(seed)
+    vgg = VGG16((8, 8, 16, 16, 16))
+    lpips = LPIPS(vgg.widths)
+    for index in range(lpips.count):
+        nn.init.uniform_(lpips.get_parameter(f"lin{index}.model.1.weight"), 0, 1)
+    vision, clip, text = _RandomVision(width), _RandomVision(width), _RandomText(width)
+    for net in (vgg, lpips, vision, clip, text):
+        net.eval().requires_grad_(False).to(device)
+    return Teachers(vgg=vgg, lpips=lpips, clip=clip, vision=vision, text=text)
+
+
+def verify(path: Path) -> None:
+    """Compare a file with NAME.sha256 beside it, if there is one. Raises ValueError where they differ."""
+    note = path.with_name(f"{path.name}.sha256")
+    if not path.is_file() or not note.is_file():
+        return
+    wanted = note.read_text().split()[0].lower()
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != wanted:
+        raise ValueError(f"{path} has checksum {found}, {note.name} says {wanted}: download it again")
+
+
+class _RandomVision(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 16, stride=16)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        rows = F.gelu(self.patches(pictures)).mean((2, 3))
+        return self.out(rows)
+
+
+class _RandomText(nn.Module):
+    def __init__(self, width: int, words: int = 1000) -> None:
+        super().__init__()
+        self.words = nn.Embedding(words, width)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return (self.words(ids) * (ids > 0)[..., None]).sum(1)
+
+
+def _siglip2(folder: Path, width: int) -> tuple[nn.Module, nn.Module]:
+    from transformers import AutoConfig, Siglip2TextModel, Siglip2VisionModel
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    vision_config, text_config = getattr(config, "vision_config", None), getattr(config, "text_config", None)
+    if vision_config is None or text_config is None:
+        raise ValueError(f"{folder} is a {config.model_type} model; wanted a Siglip2Model with both towers")
+    sizes = {
+        "vision hidden_size": vision_config.hidden_size,
+        "text projection_size": getattr(text_config, "projection_size", None) or text_config.hidden_size,
+    }
+    for what, size in sizes.items():
+        if size != width:
+            raise ValueError(f"{folder}: {what} is {size}, the encoder to be trained is {width} wide; they must agree")
+    vision = Siglip2VisionModel.from_pretrained(folder, local_files_only=True)
+    text = Siglip2TextModel.from_pretrained(folder, local_files_only=True)
+    return _frozen(_Siglip2Vision(vision)), _frozen(_Siglip2Text(text))
+
+
+def _clip(folder: Path) -> nn.Module:
+    from transformers import CLIPVisionModelWithProjection
+
+    return _frozen(_ClipVision(CLIPVisionModelWithProjection.from_pretrained(folder, local_files_only=True)))
+
+
+def _frozen(net: nn.Module) -> nn.Module:
+    return net.eval().requires_grad_(False)
+
+
+class _Siglip2Vision(nn.Module):
+    """Squares through the NaFlex tower: 224 pixels are 14 x 14 patches of (row, column, channel)."""
+
+    def __init__(self, tower: Any) -> None:
+        super().__init__()
+        self.tower = tower
+        self.patch = int(tower.config.patch_size)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        p = self.patch
+        b, _, height, width = pictures.shape
+        h, w = height // p, width // p
+        tiles = pictures.unflatten(2, (h, p)).unflatten(4, (w, p)).permute(0, 2, 4, 3, 5, 1)
+        mask = torch.ones(b, h * w, dtype=torch.int64, device=pictures.device)
+        shapes = torch.tensor([[h, w]] * b, device=pictures.device)
+        out = self.tower(pixel_values=tiles.reshape(b, h * w, -1), pixel_attention_mask=mask, spatial_shapes=shapes)
+        pooled: Tensor = out.pooler_output
+        return pooled
+
+
+class _Siglip2Text(nn.Module):
+    def __init__(self, tower: Any) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, ids: Tensor) -> Tensor:
+        pooled: Tensor = self.tower(input_ids=ids).pooler_output
+        return pooled
+
+
+class _ClipVision(nn.Module):
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, tower: Any) -> None:
+        super().__init__()
+        self.tower = tower
+        # Of pictures in 0..1, as published with CLIP.
+        self.register_buffer("mean", torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None])
+        self.register_buffer("deviation", torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None])
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        embeddings: Tensor = self.tower(pixel_values=((pictures + 1) / 2 - self.mean) / self.deviation).image_embeds
+        return embeddings
