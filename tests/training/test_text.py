@@ -1,0 +1,114 @@
+"""Captions to ids, and figures of embeddings against loops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from training.retrieval import (
+    SHORT_PROMPTS,
+    Share,
+    class_embeddings,
+    neighbours,
+    read_prompts,
+    retrieval,
+    zero_shot,
+)
+from training.text import CaptionTokens, clean
+
+
+@pytest.mark.parametrize(
+    ("caption", "wanted"),
+    [
+        ("A Toucan.", "a toucan"),
+        ("  snow_leopard,\n (side) ", "snow leopard side"),
+        ("Tom &amp;amp; Jerry's", "tom jerrys"),
+        ("schÃ¶n", "schön"),
+        ("don't-stop!", "dontstop"),
+        ("...", ""),
+    ],
+)
+def test_cleaning(caption: str, wanted: str) -> None:
+    assert clean(caption) == wanted
+
+
+def save_vocabulary(folder: Path, words: list[str]) -> None:
+    vocabulary = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    vocabulary.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    vocabulary.save(str(folder / "tokenizer.json"))
+
+
+def test_ids_end_and_are_padded_to_64(tmp_path: Path) -> None:
+    save_vocabulary(tmp_path, ["<pad>", "<eos>", "<unk>", "a", "bird"])
+    tokens = CaptionTokens(tmp_path)
+    ids = tokens(["A bird.", "", "a " * 100])
+    assert ids.shape == (3, 64)
+    assert ids.dtype == torch.int64
+    assert ids[0, :4].tolist() == [3, 4, 1, 0]
+    assert ids[1, :2].tolist() == [1, 0]
+    assert ids[2, -2:].tolist() == [3, 1]
+    assert not ids[0, 3:].any()
+
+
+def test_a_folder_that_is_no_tokenizer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json: no such file; it comes with SigLIP 2"):
+        CaptionTokens(tmp_path)
+    save_vocabulary(tmp_path, ["<unk>", "a"])
+    with pytest.raises(ValueError, match="has no '<eos>'"):
+        CaptionTokens(tmp_path)
+
+
+def test_share_and_its_interval() -> None:
+    share = Share(50, 100)
+    low, high = share.interval
+    assert (low, high) == (pytest.approx(0.4038, abs=1e-3), pytest.approx(0.5962, abs=1e-3))
+    assert str(share) == "50.0 % (40.4 to 59.6, n = 100)"
+    assert Share(0, 5).interval[0] == pytest.approx(0, abs=1e-12)
+
+
+def test_classes_from_words() -> None:
+    words = {"cat": torch.tensor([1.0, 0.0, 0.0]), "dog": torch.tensor([0.0, 1.0, 0.0])}
+
+    def embed(prompts: list[str]) -> torch.Tensor:
+        assert len(prompts) == len(SHORT_PROMPTS)
+        return torch.stack([3 * words["cat" if "cat" in prompt else "dog"] for prompt in prompts])
+
+    classes = class_embeddings(["cat", "dog"], SHORT_PROMPTS, embed)
+    torch.testing.assert_close(classes, torch.eye(2, 3))
+    images = torch.tensor([[5.0, 1, 0], [0.1, 0.2, 9], [1, 0.9, 0]])
+    assert zero_shot(images, classes, [0, 1, 1]) == Share(2, 3)
+    assert zero_shot(images, classes, [0, 1, 1], k=2) == Share(3, 3)
+
+
+def test_retrieval_with_several_texts_an_image() -> None:
+    images = torch.eye(3)
+    texts = torch.tensor([[1.0, 0, 0], [0.9, 1, 0], [0, 1, 0], [0, 0.2, 1]])
+    to_images, to_texts = retrieval(images, texts, owners=[0, 0, 1, 2], k=1)
+    assert to_images == Share(3, 4)  # the second text of image 0 is nearer to image 1
+    assert to_texts == Share(3, 3)
+    assert retrieval(images, texts, owners=[0, 0, 1, 2], k=2)[0] == Share(4, 4)
+
+
+def test_neighbours_against_a_loop() -> None:
+    generator = torch.Generator().manual_seed(0)
+    known, asked = torch.randn(40, 4, generator=generator), torch.randn(25, 4, generator=generator)
+    labels, wanted = [index % 3 for index in range(40)], [index % 3 for index in range(25)]
+    right = 0
+    for row, label in zip(asked, wanted, strict=True):
+        cosine = [float(row @ other / row.norm() / other.norm()) for other in known]
+        near = [labels[i] for i in sorted(range(40), key=lambda i: -cosine[i])[:5]]
+        most = max(near.count(name) for name in near)
+        right += next(name for name in near if near.count(name) == most) == label
+    assert neighbours(known, labels, asked, wanted, k=5) == Share(right, 25)
+
+
+def test_prompts_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("a photo of a {}.\n\nthe {}\n")
+    assert read_prompts(path) == ("a photo of a {}.", "the {}")
+    path.write_text("a photo\n")
+    with pytest.raises(ValueError, match=r"'a photo' has no single \{\}"):
+        read_prompts(path)
