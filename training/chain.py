@@ -16,6 +16,7 @@ from training.batches import Kind, Source
 from training.curriculum import Habits, StageTrainer, Tokenize
 from training.fresh import fresh
 from training.glance import glance
+from training.modality_rope import use_modality_rope
 from training.ranks import Ranks
 from training.run_folder import RunFolder
 from training.snapshots import Snapshots
@@ -29,11 +30,12 @@ from training.widen import widen_latents
 class Work:
     """What a run works with.
 
-    held_out: another source, for the looks in between. recompute: activation checkpointing. compile: torch.compile.
+    source: of the samples of a stage. shown: of those that are looked at after it. recompute: activation checkpointing.
+    compile: torch.compile of the blocks.
     """
 
-    source: Source
-    held_out: Source
+    source: Callable[[Stage], Source]
+    shown: Callable[[Stage], Source]
     teachers: Teachers
     tokenize: Tokenize
     recompute: bool = False
@@ -92,8 +94,10 @@ def _run_stage(
     log: Callable[[str], None],
     stop_at: Mapping[str, int],
 ) -> bool:
+    if recipe.rope == "modality":
+        use_modality_rope(net)
     student = Student(net, recompute=work.recompute)
-    trainer = StageTrainer(recipe, stage, student, work.teachers, work.source, work.tokenize, ranks)
+    trainer = StageTrainer(recipe, stage, student, work.teachers, work.source(stage), work.tokenize, ranks)
     if work.compile:
         student.compile_blocks()
     snapshots = Snapshots(folder / stage.name, ranks, log)
@@ -109,11 +113,13 @@ def _run_stage(
     if records is not None:
         net = build(recipe.model(stage))
         net.load_state_dict({name.removeprefix("net."): value for name, value in values.items()})
-        scores, grids = glance(net.eval(), work.held_out, kinds_of(stage))
+        if recipe.rope == "modality":
+            use_modality_rope(net)
+        scores, grids = glance(net.eval(), work.shown(stage), kinds_of(stage))
         say(records.metrics(stage.name, stage.steps, stage.steps, scores))
         for name, grid in grids.items():
             records.picture(stage.name, name, stage.steps, grid)
-        note = f"stage {stage.name} of {recipe.name}, {stage.steps} steps, seed {recipe.seed}"
+        note = f"stage {stage.name} of {recipe.name}, {stage.steps} steps, seed {recipe.seed}, rope {recipe.rope}"
         partial = folder / f"{stage.name}.partial"
         weights.save(net, partial, metadata={weights.NOTE_KEY: note})
         partial.rename(folder / f"{stage.name}.safetensors")

@@ -20,15 +20,18 @@ from torch import Tensor, nn
 from training.averages import Average
 from training.batches import Kind, Micro, Source, micro_batches, moved, share
 from training.objective import (
+    Pictures,
     Terms,
     Texts,
     distillation_term,
     perceptual_terms,
+    pictures_of,
     reconstruction_terms,
     sigmoid_term,
     total,
 )
 from training.optimizer import learning_rate, optimizer_of, set_rate
+from training.patchgan import Critic
 from training.ranks import Ranks, spread
 from training.run_folder import RunFolder
 from training.snapshots import Snapshots
@@ -90,6 +93,8 @@ class StageTrainer:
         self.ranks = ranks
         self.optimizer = optimizer_of(self.student, recipe.optim)
         self.average = Average(self.student, recipe.optim.ema)
+        self.critic = Critic(ranks, recipe.seed) if recipe.weights.adversarial else None
+        self._judged: Pictures | None = None
         self.progress = Progress()
 
     def run(
@@ -124,7 +129,7 @@ class StageTrainer:
 
     def restore(self, snapshots: Snapshots) -> None:
         """Go on where the last whole checkpoint was written."""
-        values = snapshots.load(self.student, self.average, self.optimizer)
+        values = snapshots.load(self.student, self.average, self.optimizer, self.critic)
         wanted = {"recipe": self.recipe.to_json(), "stage": self.stage.name}
         for name, value in wanted.items():
             if values[name] != _plain(value):
@@ -152,6 +157,8 @@ class StageTrainer:
         if not all(math.isfinite(value) for value in (*values.values(), norm)):
             raise NotFiniteError(f"stage {stage.name}, step {step}: {values}, gradient norm {norm}")
         self.optimizer.step()
+        if self.critic is not None and task == "image_rec":
+            self.critic.step()
         self.average.update(step)
         self.progress.step += 1
         return {**values, "norm": norm, "lr": float(self.optimizer.param_groups[0]["lr"])}
@@ -174,6 +181,10 @@ class StageTrainer:
             # FSDP takes the mean over ranks; terms are shares of the whole step already, so they are summed.
             loss = total(terms, self.recipe.weights) * self.ranks.world * (index < len(micros))
             loss.backward()
+            judged, self._judged = self._judged, None
+            if self.critic is not None and judged is not None and index < len(micros):
+                for name, value in self.critic.learn(judged.given, judged.seen, count).items():
+                    sums[name] = sums.get(name, 0.0) + value
             if index < len(micros):
                 done += len(micro.packed)
                 for name, term in {**terms, "loss": loss / self.ranks.world}.items():
@@ -191,9 +202,11 @@ class StageTrainer:
         if decode:
             terms = reconstruction_terms(outputs, micro, packed.feats, self.model, count)
             if kind == "image_rec":
-                terms |= perceptual_terms(
-                    outputs, micro, packed.feats, self.model, self.teachers, self.recipe.weights, count
-                )
+                pictures = pictures_of(outputs, packed, packed.feats, self.model)
+                terms |= perceptual_terms(pictures, self.teachers, self.recipe.weights, count)
+                if self.critic is not None:
+                    terms["adversarial"] = self.critic.judge(pictures.seen).sum() / count
+                    self._judged = pictures
             return terms
         assert outputs.embeddings is not None
         assert texts is not None
@@ -229,7 +242,7 @@ class StageTrainer:
             "step": self.progress.step,
             "drawn": self.progress.drawn,
         }
-        snapshots.save(self.progress.step, self.student, self.average, self.optimizer, progress, wait=wait)
+        snapshots.save(self.progress.step, self.student, self.average, self.optimizer, progress, self.critic, wait=wait)
         if wait:
             snapshots.finish(wait=True)
 

@@ -31,6 +31,7 @@ from model.gaussian_decoder import GaussianDecoder
 from model.image_metrics import psnr, ssim
 from model.rasterizer import render
 from training.gaussian_start import colour_start
+from training.rendered import RenderedWeights, rendered_loss
 
 LIMITS = Limits.local()
 TARGETS, TARGET_SIDE = 24, 512
@@ -112,12 +113,9 @@ def take_shot(item: Object, chance: np.random.Generator, side: int = CROP) -> Sh
 
 
 def loss_of(net: GaussianDecoder, item: Object, feats: Tensor, shot: Shot) -> Tensor:
-    """L1 and a fifth of 1 - SSIM of one rendered view, as published but for LPIPS, for which no network ships."""
+    """Of one rendered view, as published but for LPIPS, for which no network ships."""
     splats = net.splats(net(feats, item.coords), item.coords)
-    wanted = shot.picture.float() / 255
-    side = len(wanted)
-    seen = render(splats, shot.world_to_camera, shot.intrinsics, height=side, width=side).colour
-    return (seen - wanted).abs().mean() + 0.2 * (1 - ssim(seen.clamp(0, 1), wanted))
+    return rendered_loss(splats, shot.picture, shot.world_to_camera, shot.intrinsics, weights=RenderedWeights())
 
 
 @torch.inference_mode()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from media.types import Image, Item
 from model.config import ModelConfig
+from model.packed import PackedTokens
 from training.batches import Micro
 from training.losses import item_means
 from training.perceptual import SIDE, clip_perceptual, gram_loss, resample_224
@@ -25,7 +26,7 @@ from training.student import Outputs
 from training.teachers import Teachers
 
 Terms = dict[str, Tensor]
-"""Unweighted terms by name: l1, lpips, gram, clip, kl, distill, sigmoid."""
+"""Unweighted terms by name: l1, lpips, gram, clip, adversarial, kl, distill, sigmoid."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,28 +68,40 @@ def reconstruction_terms(outputs: Outputs, micro: Micro, target: Tensor, model: 
     return terms
 
 
-def perceptual_terms(
-    outputs: Outputs, micro: Micro, target: Tensor, model: ModelConfig, teachers: Teachers, weights: Weights, count: int
-) -> Terms:
-    """LPIPS, Gram and CLIP terms of images, on 224 x 224 resamples; those of weight 0 are not computed."""
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """Images of a pass as the perceptual terms see them, [B, 3, 224, 224] in -1..1; gradients reach only `seen`."""
+
+    given: Tensor
+    seen: Tensor
+
+
+def pictures_of(outputs: Outputs, packed: PackedTokens, target: Tensor, model: ModelConfig) -> Pictures:
+    """Originals and reconstructions of a pack of images. target: patches [N, P or less]."""
     assert outputs.decoded is not None
-    packed = micro.packed
-    given = torch.cat([resample_224(picture) for picture in images_of(target, packed, model)])
-    seen = torch.cat([resample_224(picture) for picture in images_of(outputs.decoded, packed, model)])
-    share = len(given) / count
+    given, seen = (
+        torch.cat([resample_224(picture) for picture in images_of(patches, packed, model)])
+        for patches in (target, outputs.decoded)
+    )
+    return Pictures(given=given, seen=seen)
+
+
+def perceptual_terms(pictures: Pictures, teachers: Teachers, weights: Weights, count: int) -> Terms:
+    """LPIPS, Gram and CLIP terms of images; those of weight 0 are not computed."""
+    share = len(pictures.given) / count
     terms: Terms = {}
     if weights.lpips or weights.gram:
-        maps = teachers.vgg(seen)
+        maps = teachers.vgg(pictures.seen)
         with torch.no_grad():
-            wanted = teachers.vgg(given)
+            wanted = teachers.vgg(pictures.given)
         if weights.lpips:
             terms["lpips"] = teachers.lpips.of_maps(maps, wanted).sum() / count
         if weights.gram:
             terms["gram"] = gram_loss(maps, wanted) * share
     if weights.clip:
         with torch.no_grad():
-            features = teachers.clip(given)
-        terms["clip"] = clip_perceptual(teachers.clip(seen), features) * share
+            features = teachers.clip(pictures.given)
+        terms["clip"] = clip_perceptual(teachers.clip(pictures.seen), features) * share
     return terms
 
 

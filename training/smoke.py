@@ -40,8 +40,8 @@ def smoke(folder: Path, log: Callable[[str], None] = print) -> int:
     recipe = smoke_recipe()
     source = Generated(sides=SIDES)
     work = Work(
-        source=source,
-        held_out=Generated(seed=1, sides=SIDES),
+        source=lambda _: source,
+        shown=lambda _: Generated(seed=1, sides=SIDES),
         teachers=random_teachers(WIDTH, seed=0),
         tokenize=hash_tokens,
     )

@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.optim import Optimizer
 
 from training.averages import Average
+from training.patchgan import Critic
 from training.ranks import Ranks
 from training.student import Student
 
@@ -53,6 +54,7 @@ class Snapshots:
         average: Average,
         optimizer: Optimizer,
         progress: Mapping[str, Any],
+        critic: Critic | None = None,
         *,
         wait: bool = False,
     ) -> None:
@@ -79,7 +81,7 @@ class Snapshots:
             if wait:
                 raise SaveError(f"checkpoint at step {step} not written; see the line before")
             return
-        state = _state(student, average, optimizer)
+        state = _state(student, average, optimizer, critic)
         # async_save copies to the CPU before it returns and writes in a thread of its own.
         future = async_save(state, checkpoint_id=partial, process_group=self.ranks.saving)
         assert isinstance(future, Future)
@@ -122,14 +124,18 @@ class Snapshots:
             int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*") if path.suffix != ".partial"
         )
 
-    def load(self, student: Student, average: Average, optimizer: Optimizer) -> dict[str, Any]:
+    def load(
+        self, student: Student, average: Average, optimizer: Optimizer, critic: Critic | None = None
+    ) -> dict[str, Any]:
         """Go on from the last whole checkpoint; returns its progress. FileNotFoundError where there is none."""
         path = self.newest()
-        state = _state(student, average, optimizer)
+        state = _state(student, average, optimizer, critic)
         load(state, checkpoint_id=path)
         set_model_state_dict(student, state["model"])
         average.load(state["average"])
         set_optimizer_state_dict(student, optimizer, state["optimizer"])
+        if critic is not None:
+            critic.load(state["critic"])
         return progress_of(path)
 
     def newest(self) -> Path:
@@ -146,8 +152,10 @@ def progress_of(path: Path) -> dict[str, Any]:
     return values
 
 
-def _state(student: Student, average: Average, optimizer: Optimizer) -> dict[str, Any]:
+def _state(student: Student, average: Average, optimizer: Optimizer, critic: Critic | None) -> dict[str, Any]:
+    extra = {} if critic is None else {"critic": critic.state()}
     return {
+        **extra,
         "model": get_model_state_dict(student),
         "average": dict(average.values),
         "optimizer": get_optimizer_state_dict(student, optimizer),

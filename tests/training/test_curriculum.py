@@ -18,14 +18,16 @@ import pytest
 import torch
 
 from model import weights
-from tests.training.tiny_run import recipe, trainer, work
+from tests.training.tiny_run import pieces, recipe, trainer, work
 from training import snapshots as snapshots_module
 from training.chain import averaged_weights, run_stages
-from training.curriculum import Habits, NotFiniteError
+from training.curriculum import Habits, NotFiniteError, StageTrainer
 from training.fresh import fresh
+from training.generated import hash_tokens
 from training.ranks import Ranks, joined
 from training.snapshots import SaveError, Snapshots
-from training.stages import stacks
+from training.stages import ABLATIONS, stacks
+from training.student import Student
 
 QUIET = Habits(log_every=0, save_every=0)
 
@@ -54,9 +56,11 @@ def test_losses_fall(ranks: Ranks) -> None:
         assert last < 0.92 * first, name
 
 
-@pytest.mark.parametrize("stage", ["video", "fsq"])
-def test_resuming_equals_never_having_stopped(stage: str, ranks: Ranks, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stage", "ablation"), [("video", None), ("fsq", None), ("image", "patchgan")])
+def test_resuming_equals_never_having_stopped(stage: str, ablation: str | None, ranks: Ranks, tmp_path: Path) -> None:
     plan = recipe(steps=6)
+    if ablation:
+        plan = ABLATIONS[ablation](plan)
     straight = trainer(plan, stage, ranks)
     assert straight.run(Snapshots(tmp_path / "a", ranks), habits=QUIET)
     first = trainer(plan, stage, ranks)
@@ -69,6 +73,9 @@ def test_resuming_equals_never_having_stopped(stage: str, ranks: Ranks, tmp_path
         assert torch.equal(value, second.student.state_dict()[name]), name
     for name, value in straight.average.values.items():
         assert torch.equal(value, second.average.values[name]), name
+    if straight.critic and second.critic:
+        for name, value in straight.critic.net.state_dict().items():
+            assert torch.equal(value, second.critic.net.state_dict()[name]), name
     moments = [list(run.optimizer.state_dict()["state"].values()) for run in (straight, second)]
     for one, other in zip(*moments, strict=True):
         assert torch.equal(one["exp_avg_sq"], other["exp_avg_sq"])
@@ -204,3 +211,19 @@ def test_the_averaged_weights_are_what_is_written(ranks: Ranks) -> None:
         assert torch.equal(value, now[name])
         assert torch.equal(written[name], run.average.values[name])
     assert any(not torch.equal(written[name], value) for name, value in now.items())
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, on the way to its compiler
+@pytest.mark.parametrize("how", ["recompute", pytest.param("compile", marks=pytest.mark.slow)])
+def test_less_memory_or_compiled_it_is_the_same_step(how: str, ranks: Ranks) -> None:
+    plan = recipe()
+    stage = plan.stage("asset")
+    plain = trainer(plan, "asset", ranks)
+    student = Student(fresh(plan.model(stage), 0), recompute=how == "recompute")
+    if how == "compile":
+        student.compile_blocks()
+    other = StageTrainer(plan, stage, student, *pieces(), hash_tokens, ranks)
+    for _ in range(3):
+        one, two = plain.train_step(), other.train_step()
+        for name, value in one.items():
+            assert two[name] == pytest.approx(value, rel=1e-3, abs=1e-6), name

@@ -13,7 +13,7 @@ from training.checkpoint import load_checkpoint
 from training.config import RECIPES, OptimConfig, TrainConfig
 from training.data import Library
 from training.loop import Limits, Trainer, learning_rate
-from training.train import export, main
+from training.small import export, main
 
 CONFIG = replace(RECIPES["tiny-continuous"], data=SMALL, steps=40, optim=OptimConfig(warmup_steps=5))
 

@@ -13,7 +13,7 @@ from training.curriculum import Habits, StageTrainer
 from training.fresh import fresh
 from training.generated import Generated, hash_tokens
 from training.ranks import Ranks, joined
-from training.stages import Recipe, Stage, paper, scaled, stacks
+from training.stages import Recipe, paper, scaled, stacks
 from training.student import Student
 from training.teachers import random_teachers
 
@@ -39,11 +39,9 @@ def pieces(source: Generated | None = None):  # type: ignore[no-untyped-def]
 
 def work() -> Work:
     teachers, source = pieces()
-    return Work(source=source, held_out=Generated(seed=1, sides=SIDES), teachers=teachers, tokenize=hash_tokens)
-
-
-def only(given: Recipe, stage: Stage) -> Recipe:
-    return replace(given, stages=(stage,))
+    return Work(
+        source=lambda _: source, shown=lambda _: Generated(seed=1, sides=SIDES), teachers=teachers, tokenize=hash_tokens
+    )
 
 
 def main() -> None:

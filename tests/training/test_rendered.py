@@ -1,0 +1,70 @@
+"""The rendered loss: its terms, its gradients, and that it falls."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from model.config import GaussianConfig
+from model.orbit import look_at
+from model.rasterizer import render
+from model.splats import Splats
+from training.perceptual import LPIPS
+from training.rendered import RenderedWeights, rendered_loss
+from training.vgg import VGG16
+
+CAMERA, LENS = look_at(30, 20, 2, 45)
+SIDE = 32
+
+
+def splats(seed: int) -> Splats:
+    generator = torch.Generator().manual_seed(seed)
+    draw = [torch.randn(40, width, generator=generator) for width in (3, 3, 3, 4, 1)]
+    place = (0.5 + 0.15 * draw[0]).clamp(0.1, 0.9)
+    sizes = (place, draw[1], 3 + 0.1 * draw[2], 0.1 * draw[3], 3 + draw[4])
+    return Splats(*(values.requires_grad_() for values in sizes), config=GaussianConfig())
+
+
+@pytest.fixture
+def picture() -> torch.Tensor:
+    seen = render(splats(0), CAMERA, LENS, height=SIDE, width=SIDE).colour.detach()
+    return (seen.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def test_it_is_least_where_the_view_is_the_picture(picture: torch.Tensor) -> None:
+    assert picture.float().std() > 20
+    same = rendered_loss(splats(0), picture, CAMERA, LENS, weights=RenderedWeights())
+    other = rendered_loss(splats(1), picture, CAMERA, LENS, weights=RenderedWeights())
+    assert float(same.detach()) < 0.01 < 0.05 < float(other.detach())
+
+
+def test_every_term_counts(picture: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    vgg, heads = VGG16((8, 8, 8, 8, 8)), LPIPS((8, 8, 8, 8, 8))
+    for weight in heads.heads():
+        weight.data.uniform_(0, 1)
+    terms = {}
+    for name in ("l1", "lpips", "ssim", "regulariser"):
+        weights = RenderedWeights(**{**dict.fromkeys(("l1", "lpips", "ssim", "regulariser"), 0.0), name: 1.0})
+        given = splats(1)
+        terms[name] = rendered_loss(given, picture, CAMERA, LENS, weights=weights, perceptual=(vgg, heads))
+        terms[name].backward()
+        assert given.scaling.grad is not None
+        assert given.scaling.grad.abs().sum() > 0, name
+    mixed = RenderedWeights(l1=1.0, lpips=0.5, ssim=0.25, regulariser=0.125)
+    whole = rendered_loss(splats(1), picture, CAMERA, LENS, weights=mixed, perceptual=(vgg, heads))
+    by_hand = terms["l1"] + 0.5 * terms["lpips"] + 0.25 * terms["ssim"] + 0.125 * terms["regulariser"]
+    torch.testing.assert_close(whole, by_hand)
+
+
+def test_descent_brings_the_view_nearer(picture: torch.Tensor) -> None:
+    given = splats(1)
+    optimizer = torch.optim.Adam([given.features_dc, given.xyz01], lr=0.02)
+    losses = []
+    for _ in range(25):
+        loss = rendered_loss(given, picture, CAMERA, LENS, weights=RenderedWeights())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.8 * losses[0]

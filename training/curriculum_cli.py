@@ -1,0 +1,148 @@
+"""`python -m training.train so400m ...`: a curriculum on shards, on one process or under torchrun."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from model import weights
+from model.network import ATokenNet
+from training.batches import Source
+from training.chain import Work, run_stages
+from training.curriculum import Habits, Tokenize
+from training.fresh import fresh
+from training.generated import Generated, hash_tokens
+from training.ranks import joined
+from training.shard_source import Corpus, ShardSource
+from training.shards import open_shards
+from training.siglip2 import init_from_siglip2
+from training.stages import ABLATIONS, CURRICULA, Recipe, Stage, override
+from training.teachers import TeacherPaths, Teachers, load_teachers, random_teachers
+
+MODALITIES = ("images", "videos", "assets")
+
+
+def parser() -> argparse.ArgumentParser:
+    """All that can be said on the command line."""
+    made = argparse.ArgumentParser(
+        prog="python -m training.train",
+        description="Train through the stages of a curriculum; the same command again goes on where it stopped.",
+    )
+    made.add_argument("recipe", choices=sorted(CURRICULA))
+    made.add_argument("--out", type=Path, help="folder of the run (default runs/RECIPE)")
+    made.add_argument("--stage", help="this stage only, from --start")
+    made.add_argument("--ablation", choices=sorted(ABLATIONS), action="append", default=[])
+    made.add_argument(
+        "--set", dest="changes", metavar="KEY=VALUE", action="append", default=[], help="change the recipe"
+    )
+    data = made.add_argument_group(
+        "data", "WebDataset shards, as training.prepare makes them: folders, files, addresses"
+    )
+    for modality in MODALITIES:
+        data.add_argument(f"--{modality}", metavar="SHARDS[@WEIGHT]", action="append", default=[])
+    data.add_argument("--generated", action="store_true", help="drawn shapes instead")
+    data.add_argument("--workers", type=int, default=2, help="threads that decode")
+    data.add_argument("--lanes", type=int, default=8, help="shards open at a time, a multiple of the processes")
+    data.add_argument("--most-bad", type=float, default=0.01, help="share of unusable samples that ends the run")
+    start = made.add_argument_group("start")
+    start.add_argument("--init", type=Path, metavar="FOLDER", help="SigLIP 2 folder for the encoder of the first stage")
+    start.add_argument("--start", type=Path, metavar="FILE", help="weights of the stage before")
+    teachers = made.add_argument_group("teachers")
+    for name, what in (("vgg", "FILE"), ("lpips", "FILE"), ("clip", "FOLDER"), ("siglip2", "FOLDER")):
+        teachers.add_argument(f"--{name}", type=Path, metavar=what)
+    teachers.add_argument("--random-teachers", action="store_true", help="networks that know nothing, for trials")
+    how = made.add_argument_group("how")
+    how.add_argument("--recompute", action="store_true", help="activation checkpointing: less memory, a third slower")
+    how.add_argument("--compile", action="store_true", help="torch.compile of the blocks")
+    how.add_argument("--log-every", type=int, default=50)
+    how.add_argument("--save-every", type=int, default=1000)
+    return made
+
+
+def recipe_of(given: argparse.Namespace) -> Recipe:
+    """The named recipe with its ablations, changes and stage. Raises ValueError for unknown keys and stages."""
+    recipe = CURRICULA[given.recipe]
+    for name in given.ablation:
+        recipe = ABLATIONS[name](recipe)
+    recipe = override(recipe, given.changes)
+    if given.stage:
+        recipe = replace(recipe, stages=(recipe.stage(given.stage),))
+    return recipe
+
+
+def run(given: argparse.Namespace) -> bool:
+    """Train; returns whether all stages are done. What is missing is named before the first step."""
+    recipe = recipe_of(given)
+    width = recipe.base.encoder.width
+    with joined() as ranks:
+        say = print if ranks.first else _silent
+        teachers, tokenize = _teachers(given, width, ranks.device.type)
+        work = Work(
+            source=partial(_source, given, recipe.seed, say),
+            shown=partial(_source, given, recipe.seed + 1, say),
+            teachers=teachers,
+            tokenize=tokenize,
+            recompute=given.recompute,
+            compile=given.compile,
+        )
+        for stage in recipe.stages:
+            work.source(stage)  # its data is there, or the run ends here
+        habits = Habits(log_every=given.log_every, save_every=given.save_every)
+        folder = given.out or Path("runs") / recipe.name
+        return run_stages(recipe, folder, work, ranks, habits=habits, start=_start(given, recipe), log=say)
+
+
+def _start(given: argparse.Namespace, recipe: Recipe) -> ATokenNet | None:
+    if given.start and given.init:
+        raise ValueError("--start and --init: wanted one of them, weights or a SigLIP 2 folder")
+    if given.start:
+        return weights.load(given.start)
+    if given.init:
+        net = fresh(recipe.model(recipe.stages[0]), recipe.seed)
+        init_from_siglip2(net, given.init)
+        return net
+    return None
+
+
+def _teachers(given: argparse.Namespace, width: int, device: str) -> tuple[Teachers, Tokenize]:
+    if given.random_teachers:
+        return random_teachers(width, seed=0, device=device), hash_tokens
+    paths = TeacherPaths(vgg=given.vgg, lpips=given.lpips, clip=given.clip, siglip2=given.siglip2)
+    teachers = load_teachers(paths, width, device)
+    from training.text import CaptionTokens
+
+    return teachers, CaptionTokens(given.siglip2)
+
+
+def _source(given: argparse.Namespace, seed: int, say: object, stage: Stage) -> Source:
+    if given.generated:
+        least, most = stage.image_side
+        return Generated(seed=seed, sides=(least, min(most, 256)), frames=stage.frames)
+    corpora = {name: [_corpus(text) for text in getattr(given, name)] for name in MODALITIES}
+    assert callable(say)
+    return ShardSource(
+        corpora, stage, seed=seed, lanes=given.lanes, workers=given.workers, most_bad=given.most_bad, log=say
+    )
+
+
+def _corpus(text: str) -> Corpus:
+    """SHARDS or SHARDS@WEIGHT."""
+    pattern, at, weight = text.rpartition("@")
+    try:
+        number = float(weight) if at else None
+    except ValueError:
+        pattern, at, number = text, "", None
+    return Corpus(name=pattern if at else text, shards=tuple(open_shards([pattern if at else text])), weight=number)
+
+
+def _silent(_: str) -> None:
+    return
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Returns the exit status: 0 also where SIGTERM ended it, since everything is saved."""
+    run(parser().parse_args(arguments))
+    return 0
