@@ -5,7 +5,6 @@ One process is a group of one, so that nothing else in training asks how many th
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,15 +75,14 @@ class Ranks:
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """Join the group that torchrun describes in the environment, or be one of one; leave it at the end."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    """Join the group of torchrun, or be one of one; leave it at the end."""
     cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    device = torch.device("cuda", dist.get_node_local_rank(fallback_rank=0)) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     mine = not dist.is_initialized()
-    if mine and world > 1:
+    if mine and dist.is_torchelastic_launched():
         dist.init_process_group(backend)
     elif mine:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
