@@ -30,14 +30,15 @@ from training.widen import widen_latents
 class Work:
     """What a run works with.
 
-    source: of the samples of a stage. shown: of those that are looked at after it. recompute: activation checkpointing.
-    compile: torch.compile of the blocks.
+    source: of the samples of a stage. shown: of those that are looked at after it. judge: more figures of a network at
+    each look. recompute: activation checkpointing. compile: torch.compile of the blocks.
     """
 
     source: Callable[[Stage], Source]
     shown: Callable[[Stage], Source]
     teachers: Teachers
     tokenize: Tokenize
+    judge: Callable[[ATokenNet, Stage], dict[str, float]] | None = None
     recompute: bool = False
     compile: bool = False
 
@@ -106,22 +107,30 @@ def _run_stage(
         log(f"{stage.name}: going on from step {trainer.progress.step}")
     records = RunFolder(folder, recipe.to_json(), ranks.world) if ranks.first else None
     say = log if ranks.first else _silent
-    done = trainer.run(snapshots, records, habits, say, stop_at.get(stage.name))
-    if not done:
+
+    def look(step: int) -> ATokenNet:
+        """Judge and draw the averaged weights; on the first rank, which returns them as a network."""
+        values = averaged_weights(student, trainer.average)
+        seen = build(recipe.model(stage)).eval()
+        if records is not None:
+            seen.load_state_dict({name.removeprefix("net."): value for name, value in values.items()})
+            if recipe.rope == "modality":
+                use_modality_rope(seen)
+            scores, grids = glance(seen, work.shown(stage), kinds_of(stage))
+            if work.judge is not None:
+                scores |= work.judge(seen, stage)
+            say(records.metrics(stage.name, step, stage.steps, scores))
+            for name, grid in grids.items():
+                records.picture(stage.name, name, step, grid)
+        return seen
+
+    if not trainer.run(snapshots, records, habits, say, stop_at.get(stage.name), look):
         return False
-    values = averaged_weights(student, trainer.average)
+    final = look(stage.steps)
     if records is not None:
-        net = build(recipe.model(stage))
-        net.load_state_dict({name.removeprefix("net."): value for name, value in values.items()})
-        if recipe.rope == "modality":
-            use_modality_rope(net)
-        scores, grids = glance(net.eval(), work.shown(stage), kinds_of(stage))
-        say(records.metrics(stage.name, stage.steps, stage.steps, scores))
-        for name, grid in grids.items():
-            records.picture(stage.name, name, stage.steps, grid)
         note = f"stage {stage.name} of {recipe.name}, {stage.steps} steps, seed {recipe.seed}, rope {recipe.rope}"
         partial = folder / f"{stage.name}.partial"
-        weights.save(net, partial, metadata={weights.NOTE_KEY: note})
+        weights.save(final, partial, metadata={weights.NOTE_KEY: note})
         partial.rename(folder / f"{stage.name}.safetensors")
         records.close()
     ranks.wait()

@@ -49,11 +49,11 @@ class NotFiniteError(FloatingPointError):
 
 @dataclass(frozen=True, kw_only=True)
 class Habits:
-    """What a sitting does beside the steps. Every so many steps: log a line, save, draw; 0 for never."""
+    """What a sitting does beside the steps. Every so many steps: log a line, save, look; 0 for never."""
 
     log_every: int = 50
     save_every: int = 1000
-    draw_every: int = 1000
+    look_every: int = 5000
 
 
 @dataclass
@@ -104,8 +104,12 @@ class StageTrainer:
         habits: Habits | None = None,
         log: Callable[[str], None] = print,
         stop_at: int | None = None,
+        look: Callable[[int], object] | None = None,
     ) -> bool:
-        """Steps until the stage ends, step `stop_at`, or SIGTERM; saves at the end. Returns whether it is done."""
+        """Steps until the stage ends, step `stop_at`, or SIGTERM; saves at the end. Returns whether it is done.
+
+        look: called on all ranks with the number of steps done, every `look_every` steps but the last.
+        """
         habits = habits or Habits()
         last = self.stage.steps if stop_at is None else min(stop_at, self.stage.steps)
         since: dict[str, list[float]] = {}
@@ -121,6 +125,8 @@ class StageTrainer:
                     since = {}
                 if habits.save_every and step % habits.save_every == 0:
                     self._save(snapshots, wait=False)
+                if look and habits.look_every and step % habits.look_every == 0 and step < self.stage.steps:
+                    look(step)
                 if self.ranks.most(int(asked())):
                     log(f"told to stop: saving step {step}")
                     break

@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--compile", action="store_true", help="torch.compile of the blocks")
     how.add_argument("--log-every", type=int, default=50)
     how.add_argument("--save-every", type=int, default=1000)
+    how.add_argument("--look-every", type=int, default=5000, help="steps between pictures and PSNR of some samples")
     return made
 
 
@@ -90,7 +91,7 @@ def run(given: argparse.Namespace) -> bool:
         )
         for stage in recipe.stages:
             work.source(stage)  # its data is there, or the run ends here
-        habits = Habits(log_every=given.log_every, save_every=given.save_every)
+        habits = Habits(log_every=given.log_every, save_every=given.save_every, look_every=given.look_every)
         folder = given.out or Path("runs") / recipe.name
         return run_stages(recipe, folder, work, ranks, habits=habits, start=_start(given, recipe), log=say)
 

@@ -211,7 +211,7 @@ def main() -> None:
         f"small, trained on {len(sets['train'])} meshes: over {len(sets['eval'])} others it gives {end['psnr']:.1f} dB "
         f"at {SCORED_SIDE} pixels from views that made no voxel; not to be compared with the published decoder"
     )
-    weights.save(net, given.output, metadata={weights.NOTE_KEY: note})
+    weights.save(net, given.output, dtype=torch.float16, metadata={weights.NOTE_KEY: note})
 
 
 if __name__ == "__main__":

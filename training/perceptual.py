@@ -58,10 +58,16 @@ class LPIPS(nn.Module):
         return self.of_maps(vgg(seen), target)
 
 
-def load_lpips(path: Path) -> LPIPS:
-    """Frozen heads from the published file of the VGG form. Raises as load_vgg."""
-    heads = LPIPS()
+def load_lpips(path: Path, widths: Sequence[int] = WIDTHS) -> LPIPS:
+    """Frozen heads from the published file of the VGG form.
+
+    Raises as load_vgg, and ValueError for negative weights: with those a distance could fall below that of equal maps.
+    """
+    heads = LPIPS(widths)
     fill(heads, read_tensors(path), path)
+    least = min(float(weight.min()) for weight in heads.heads())
+    if not least >= 0:
+        raise ValueError(f"{path} has a weight of {least:g}; wanted none below 0")
     return heads
 
 

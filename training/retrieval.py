@@ -51,6 +51,30 @@ class Share:
         return f"{100 * self.value:.1f} % ({100 * low:.1f} to {100 * high:.1f}, n = {self.count})"
 
 
+def _labels(labels: Sequence[int], count: int, classes: int, what: str) -> Tensor:
+    """As a tensor; of the wrong number one label would be taken for all."""
+    if len(labels) != count or count == 0:
+        raise ValueError(f"{len(labels)} {what} for {count} items; wanted one each, of at least one item")
+    if min(labels) < 0 or max(labels) >= classes:
+        raise ValueError(f"{what} from {min(labels)} to {max(labels)}; wanted 0 to {classes - 1}")
+    return torch.tensor(list(labels))
+
+
+def _unit(rows: Tensor) -> Tensor:
+    if not rows.isfinite().all():
+        raise ValueError("embeddings that are not finite have no neighbours")
+    return F.normalize(rows.float(), dim=-1).cpu()
+
+
+def _nearest(asked: Tensor, known: Tensor, k: int) -> Tensor:
+    """Rows of `known` by cosine, nearest first, int64 [N, k or all]; in pieces, for ImageNet has 6e10 pairs."""
+    if k < 1:
+        raise ValueError(f"k is {k}; wanted 1 or more")
+    known = _unit(known)
+    parts = [(rows @ known.T).topk(min(k, len(known)), dim=1).indices for rows in _unit(asked).split(256)]
+    return torch.cat(parts)
+
+
 def read_prompts(path: Path) -> tuple[str, ...]:
     """Prompts of a file, one a line, each with {} where the name goes. Raises ValueError for others."""
     lines = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
@@ -68,9 +92,8 @@ def class_embeddings(names: Sequence[str], prompts: Sequence[str], embed: Callab
 
 def zero_shot(images: Tensor, classes: Tensor, labels: Sequence[int], k: int = 1) -> Share:
     """How many images have their class among the k nearest. images: [N, C]; classes: [K, C]; labels: N of 0..K-1."""
-    scores = F.normalize(images.float(), dim=-1) @ F.normalize(classes.float(), dim=-1).T
-    nearest = scores.topk(min(k, len(classes)), dim=1).indices
-    right = (nearest == torch.tensor(list(labels))[:, None]).any(1)
+    wanted = _labels(labels, len(images), len(classes), "labels")
+    right = (_nearest(images, classes, k) == wanted[:, None]).any(1)
     return Share(int(right.sum()), len(right))
 
 
@@ -79,20 +102,18 @@ def retrieval(images: Tensor, texts: Tensor, owners: Sequence[int], k: int) -> t
 
     images: [N, C]; texts: [T, C]; owners: the image of each text, so that an image may have several.
     """
-    scores = F.normalize(images.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T
-    owner = torch.tensor(list(owners))
-    found = scores.T.topk(min(k, len(images)), dim=1).indices
-    to_images = (found == owner[:, None]).any(1)
-    nearest = owner[scores.topk(min(k, len(texts)), dim=1).indices]
+    owner = _labels(owners, len(texts), len(images), "owners")
+    to_images = (_nearest(texts, images, k) == owner[:, None]).any(1)
+    nearest = owner[_nearest(images, texts, k)]
     to_texts = (nearest == torch.arange(len(images))[:, None]).any(1)
     return Share(int(to_images.sum()), len(to_images)), Share(int(to_texts.sum()), len(to_texts))
 
 
 def neighbours(known: Tensor, labels: Sequence[int], asked: Tensor, wanted: Sequence[int], k: int = 5) -> Share:
     """Accuracy of the majority of the k nearest by cosine; of equal counts the class of the nearest wins."""
-    scores = F.normalize(asked.float(), dim=-1) @ F.normalize(known.float(), dim=-1).T
-    near = torch.tensor(list(labels))[scores.topk(min(k, len(known)), dim=1).indices]  # [M, k], nearest first
+    classes = max([*labels, *wanted], default=0) + 1
+    near = _labels(labels, len(known), classes, "labels")[_nearest(asked, known, k)]  # [M, k], nearest first
     votes = (near[:, :, None] == near[:, None, :]).sum(2)
     chosen = near.gather(1, votes.argmax(1, keepdim=True))[:, 0]  # argmax gives the first of equals
-    right = chosen == torch.tensor(list(wanted))
+    right = chosen == _labels(wanted, len(asked), classes, "wanted labels")
     return Share(int(right.sum()), len(right))

@@ -46,7 +46,7 @@ def smoke(folder: Path, log: Callable[[str], None] = print) -> int:
         tokenize=hash_tokens,
     )
     with joined() as ranks:
-        habits = Habits(log_every=3, save_every=3, draw_every=0)
+        habits = Habits(log_every=3, save_every=3, look_every=0)
         stopped = run_stages(recipe, folder, work, ranks, habits=habits, log=log, stop_at={"asset": 5})
         log(f"stopped on purpose in the third stage (done: {stopped}); going on")
         done = run_stages(recipe, folder, work, ranks, habits=habits, log=log)

@@ -33,12 +33,18 @@ COMMANDS = {
 }
 """What each teacher is, and how to get it."""
 
+CONTENTS = {
+    "clip": (("config.json",), ("*.safetensors", "pytorch_model*.bin")),
+    "siglip2": (("config.json",), ("*.safetensors", "pytorch_model*.bin"), ("tokenizer.json",)),
+}
+"""What a folder must hold: of each group of patterns one file."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherPaths:
     """Where the teachers are. vgg, lpips: files; clip, siglip2: folders of Hugging Face models.
 
-    A file NAME.sha256 beside a file, if there is one, must hold its checksum.
+    A file NAME.sha256 beside a file, if there is one, must hold its checksum; in the folders too.
     """
 
     vgg: Path | None = None
@@ -61,14 +67,12 @@ class Teachers:
 def load_teachers(paths: TeacherPaths, width: int, device: torch.device | str = "cpu") -> Teachers:
     """Load them all, frozen. width: C of the encoder that learns from them.
 
-    Raises FileNotFoundError that names every missing one and how to get it, ValueError for one of the wrong size.
+    Raises FileNotFoundError that names every missing one and how to get it, ValueError for one of the wrong size or
+    kind, and for one that lacks weights.
     """
     given = {field.name: getattr(paths, field.name) for field in fields(paths)}
-    missing = [
-        f"{name} ({'not given' if path is None else f'nothing at {path}'}). {COMMANDS[name]}"
-        for name, path in given.items()
-        if path is None or not path.exists()
-    ]
+    faults = {name: _fault(name, path) for name, path in given.items()}
+    missing = [f"{name} ({fault}). {COMMANDS[name]}" for name, fault in faults.items() if fault]
     if missing:
         raise FileNotFoundError("missing teachers:\n  " + "\n  ".join(missing))
     for path in given.values():
@@ -83,27 +87,53 @@ def load_teachers(paths: TeacherPaths, width: int, device: torch.device | str = 
 
 def random_teachers(width: int, seed: int, device: torch.device | str = "cpu") -> Teachers:
     """Small networks with the same interface that know nothing: for the smoke run and for tests."""
-    torch.manual_seed(seed)
-    vgg = VGG16((8, 8, 16, 16, 16))
-    lpips = LPIPS(vgg.widths)
-    for index in range(lpips.count):
-        nn.init.uniform_(lpips.get_parameter(f"lin{index}.model.1.weight"), 0, 1)
-    vision, clip, text = _RandomVision(width), _RandomVision(width), _RandomText(width)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vgg = VGG16((8, 8, 16, 16, 16))
+        lpips = LPIPS(vgg.widths)
+        for index in range(lpips.count):
+            nn.init.uniform_(lpips.get_parameter(f"lin{index}.model.1.weight"), 0, 1)
+        vision, clip, text = _RandomVision(width), _RandomVision(width), _RandomText(width)
     for net in (vgg, lpips, vision, clip, text):
         net.eval().requires_grad_(False).to(device)
     return Teachers(vgg=vgg, lpips=lpips, clip=clip, vision=vision, text=text)
 
 
 def verify(path: Path) -> None:
-    """Compare a file with NAME.sha256 beside it, if there is one. Raises ValueError where they differ."""
+    """Compare a file, or every file of a folder, with NAME.sha256 beside it, if there is one.
+
+    Raises ValueError where they differ.
+    """
+    if path.is_dir():
+        for note in sorted(path.glob("*.sha256")):
+            verify(note.with_suffix(""))
+        return
     note = path.with_name(f"{path.name}.sha256")
     if not path.is_file() or not note.is_file():
         return
-    wanted = note.read_text().split()[0].lower()
+    wanted = "".join(note.read_text().split()[:1]).lower()
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != wanted:
         raise ValueError(f"{path} has checksum {found}, {note.name} says {wanted}: download it again")
+
+
+def _fault(name: str, path: Path | None) -> str:
+    """What is missing of one teacher, or nothing."""
+    if path is None:
+        return "not given"
+    if not path.exists():
+        return f"nothing at {path}"
+    if name not in CONTENTS:
+        return "" if path.is_file() else f"{path} is no file"
+    if not path.is_dir():
+        return f"{path} is no folder"
+    lacks = [
+        " or ".join(patterns)
+        for patterns in CONTENTS[name]
+        if not any(True for pattern in patterns for _ in path.glob(pattern))
+    ]
+    return f"{path} lacks {', '.join(lacks)}" if lacks else ""
 
 
 class _RandomVision(nn.Module):
@@ -127,28 +157,48 @@ class _RandomText(nn.Module):
 
 
 def _siglip2(folder: Path, width: int) -> tuple[nn.Module, nn.Module]:
-    from transformers import AutoConfig, Siglip2TextModel, Siglip2VisionModel
+    from transformers import Siglip2TextModel, Siglip2VisionModel
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    vision_config, text_config = getattr(config, "vision_config", None), getattr(config, "text_config", None)
-    if vision_config is None or text_config is None:
-        raise ValueError(f"{folder} is a {config.model_type} model; wanted a Siglip2Model with both towers")
+    config = _config(folder, "siglip2")
+    text_config = config.text_config
     sizes = {
-        "vision hidden_size": vision_config.hidden_size,
+        "vision hidden_size": config.vision_config.hidden_size,
         "text projection_size": getattr(text_config, "projection_size", None) or text_config.hidden_size,
     }
     for what, size in sizes.items():
         if size != width:
             raise ValueError(f"{folder}: {what} is {size}, the encoder to be trained is {width} wide; they must agree")
-    vision = Siglip2VisionModel.from_pretrained(folder, local_files_only=True)
-    text = Siglip2TextModel.from_pretrained(folder, local_files_only=True)
+    vision, text = (_tower(kind, folder) for kind in (Siglip2VisionModel, Siglip2TextModel))
     return _frozen(_Siglip2Vision(vision)), _frozen(_Siglip2Text(text))
 
 
 def _clip(folder: Path) -> nn.Module:
     from transformers import CLIPVisionModelWithProjection
 
-    return _frozen(_ClipVision(CLIPVisionModelWithProjection.from_pretrained(folder, local_files_only=True)))
+    _config(folder, "clip", "clip_vision_model")
+    return _frozen(_ClipVision(_tower(CLIPVisionModelWithProjection, folder)))
+
+
+def _config(folder: Path, *kinds: str) -> Any:
+    """The library's configuration. Raises ValueError for a model of another kind."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    if config.model_type not in kinds:
+        raise ValueError(f"{folder} is a {config.model_type} model; wanted {' or '.join(kinds)}")
+    return config
+
+
+def _tower(kind: Any, folder: Path) -> Any:
+    """A tower in float32, whatever the file has. Raises ValueError where a weight is not in the file.
+
+    The library would fill the gap with random numbers and go on.
+    """
+    tower, report = kind.from_pretrained(folder, local_files_only=True, dtype=torch.float32, output_loading_info=True)
+    absent = sorted(report["missing_keys"])
+    if absent:
+        raise ValueError(f"{folder} lacks {len(absent)} weights of {kind.__name__}, {absent[0]} first: get it again")
+    return tower
 
 
 def _frozen(net: nn.Module) -> nn.Module:

@@ -32,12 +32,16 @@ class CaptionTokens:
     """Captions to ids by the `tokenizer.json` of a local folder."""
 
     def __init__(self, folder: Path) -> None:
+        """Raises FileNotFoundError without that file, ValueError for one that is damaged or of another model."""
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise FileNotFoundError(
                 f"{path}: no such file; it comes with SigLIP 2 (google/siglip2-so400m-patch16-naflex)"
             )
-        self._vocabulary = Vocabulary.from_file(str(path))
+        try:
+            self._vocabulary = Vocabulary.from_file(str(path))
+        except Exception as error:  # what the library raises for a damaged file is a bare Exception
+            raise ValueError(f"{path}: not a whole tokenizer.json: {error}") from error
         self._vocabulary.no_truncation()
         self._vocabulary.no_padding()
         end = self._vocabulary.token_to_id(END)

@@ -5,10 +5,13 @@ B pictures. Key names are those of torchvision's published file (`features.0.wei
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -56,25 +59,36 @@ class VGG16(nn.Module):
         return [*maps, h]
 
 
-def load_vgg(path: Path) -> VGG16:
+def load_vgg(path: Path, widths: Sequence[int] = WIDTHS) -> VGG16:
     """A frozen VGG16 from torchvision's file (.pth) or the same as .safetensors.
 
     Raises FileNotFoundError, and ValueError that names missing keys and wrong shapes.
     """
-    net = VGG16()
+    net = VGG16(widths)
     tensors = {name: value for name, value in read_tensors(path).items() if name.startswith("features.")}
     fill(net, tensors, path)
     return net
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """A state dict from a .pth or .safetensors file, no code run."""
+    """A state dict from a .pth or .safetensors file, no code run.
+
+    Raises FileNotFoundError, and ValueError for a file of anything else, such as the web page of a failed download.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    tensors: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    return tensors
+    try:
+        found: Any
+        if path.suffix == ".safetensors":
+            found = load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        raise ValueError(f"{path} cannot be read as tensors, download it again: {str(error)[:80]}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a {type(found).__name__}; wanted a state dict of tensors by name")
+    # Anything in it that is no tensor becomes a missing key.
+    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
 
 
 def fill(net: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from model.config import GaussianConfig
+from model.image_metrics import ssim
 from model.orbit import look_at
 from model.rasterizer import render
 from model.splats import Splats
@@ -55,6 +58,54 @@ def test_every_term_counts(picture: torch.Tensor) -> None:
     whole = rendered_loss(splats(1), picture, CAMERA, LENS, weights=mixed, perceptual=(vgg, heads))
     by_hand = terms["l1"] + 0.5 * terms["lpips"] + 0.25 * terms["ssim"] + 0.125 * terms["regulariser"]
     torch.testing.assert_close(whole, by_hand)
+
+
+def test_terms_by_hand(picture: torch.Tensor) -> None:
+    given = splats(1)
+    seen = render(given, CAMERA, LENS, height=SIDE, width=SIDE).colour
+    wanted = picture.float() / 255
+    by_hand = {
+        "l1": (seen - wanted).abs().mean(),
+        "ssim": 1 - ssim(seen.clamp(0, 1), wanted),
+        "regulariser": given.scales().mean() + 1 - given.opacities().mean(),
+    }
+    for name, term in by_hand.items():
+        weights = RenderedWeights(**{**dict.fromkeys(("l1", "lpips", "ssim", "regulariser"), 0.0), name: 1.0})
+        torch.testing.assert_close(rendered_loss(given, picture, CAMERA, LENS, weights=weights), term)
+    # As published, without a network for the third term.
+    whole = rendered_loss(given, picture, CAMERA, LENS, weights=RenderedWeights())
+    torch.testing.assert_close(whole, by_hand["l1"] + 0.2 * by_hand["ssim"])
+
+
+def test_lpips_is_of_the_same_view(picture: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    vgg, heads = VGG16((8, 8, 8, 8, 8)), LPIPS((8, 8, 8, 8, 8))
+    for weight in heads.heads():
+        weight.data.uniform_(0, 1)
+    given = splats(1)
+    seen = render(given, CAMERA, LENS, height=SIDE, width=SIDE).colour.movedim(2, 0)[None]
+    expected = heads(vgg, 2 * seen - 1, 2 * (picture.float() / 255).movedim(2, 0)[None] - 1)[0]
+    only = RenderedWeights(l1=0.0, ssim=0.0)  # LPIPS counts 0.2, as published
+    torch.testing.assert_close(
+        rendered_loss(given, picture, CAMERA, LENS, weights=only, perceptual=(vgg, heads)), 0.2 * expected
+    )
+
+
+def test_gradients_against_differences(picture: torch.Tensor) -> None:
+    """In float32, since pictures are: along the direction of the gradient, where the change is largest."""
+    given = splats(1)
+    rendered_loss(given, picture, CAMERA, LENS, weights=RenderedWeights(regulariser=0.1)).backward()
+    for name in ("features_dc", "opacity"):
+        values = getattr(given, name)
+        step = values.grad / values.grad.norm()
+        losses = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                moved = replace(given, **{name: values + sign * 0.02 * step})
+            losses.append(
+                float(rendered_loss(moved, picture, CAMERA, LENS, weights=RenderedWeights(regulariser=0.1)).detach())
+            )
+        assert (losses[0] - losses[1]) / 0.04 == pytest.approx(float(values.grad.norm()), rel=0.05), name
 
 
 def test_descent_brings_the_view_nearer(picture: torch.Tensor) -> None:

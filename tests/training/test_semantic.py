@@ -55,6 +55,44 @@ def test_sigmoid_loss_against_a_loop() -> None:
         assert float(found[i]) == pytest.approx(total)
 
 
+def test_rows_of_the_diagonal_give_the_sigmoid_loss_of_siglip() -> None:
+    """Targets +1 on the diagonal and -1 off it; at the published scale a logit of the wrong pair costs nothing."""
+    images, texts = rows(4, 5), rows(4, 6)
+    logits = 127 * (images / images.norm(dim=1, keepdim=True)) @ (texts / texts.norm(dim=1, keepdim=True)).T - 15.5625
+    signs = 2 * torch.eye(4, dtype=torch.float64) - 1
+    wanted = (-(signs * logits).sigmoid().log()).sum(1).mean()
+    found = sigmoid_rows(images, texts, torch.eye(4, dtype=torch.bool), 127.0, -15.5625).mean()
+    torch.testing.assert_close(found, wanted)
+
+
+def test_equal_captions_are_positives() -> None:
+    """Two clips of one caption: to push them apart from each other's text would be to push each from its own."""
+    texts = torch.eye(3, 6)[[0, 0, 1]].double()
+    images = (texts + 0.05 * rows(3, 7)).requires_grad_()
+    same = (texts[:, None] == texts[None]).all(-1)
+    assert same.sum() == 5
+    right = sigmoid_rows(images, texts, same).mean()
+    wrong = sigmoid_rows(images, texts, torch.eye(3, dtype=torch.bool)).mean()
+    assert float(right.detach()) < 0.01 < 10 < float(wrong.detach())
+
+
+def test_the_teacher_is_a_constant_and_rows_are_of_single_images() -> None:
+    student, teacher = rows(3, 8).requires_grad_(), rows(3, 9).requires_grad_()
+    distillation_rows(student, teacher)[1].backward()
+    assert teacher.grad is None
+    assert student.grad is not None
+    assert student.grad[1].abs().min() > 0
+    assert student.grad[[0, 2]].abs().max() == 0
+
+
+def test_half_precision_is_lifted() -> None:
+    """At a scale of 127 the steps of bfloat16 are half a logit."""
+    images, texts = (torch.nn.functional.normalize(rows(8, seed, 64), dim=1).bfloat16() for seed in (1, 2))
+    scores = similarities(images, texts)
+    assert scores.dtype == torch.float32
+    torch.testing.assert_close(scores, similarities(images.float(), texts.float()))
+
+
 def test_gradients_in_float64() -> None:
     texts, teacher = rows(4, 1), rows(3, 2, 4)
     same = torch.eye(3, 4, dtype=torch.bool)

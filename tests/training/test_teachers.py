@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from training.perceptual import LPIPS
-from training.teachers import TeacherPaths, load_teachers, random_teachers
+from training.teachers import TeacherPaths, load_teachers, random_teachers, verify
 from training.vgg import VGG16
 
 WIDTH = 32
@@ -22,26 +27,33 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("teachers")
     torch.manual_seed(0)
     torch.save(VGG16().state_dict(), path / "vgg.pth")
-    torch.save(LPIPS().state_dict(), path / "heads.pth")
+    torch.save({name: value.abs() for name, value in LPIPS().state_dict().items()}, path / "heads.pth")
     sizes = {"hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = transformers.Siglip2Config(
         vision_config={**sizes, "patch_size": 16, "num_patches": 256},
         text_config={**sizes, "vocab_size": 100, "projection_size": WIDTH, "max_position_embeddings": 64},
     )
     transformers.Siglip2Model(config).save_pretrained(path / "siglip2")
+    (path / "siglip2" / "tokenizer.json").write_text("{}")  # read by training/text.py
     clip = transformers.CLIPVisionConfig(**sizes, patch_size=32, image_size=224, projection_dim=16)
     transformers.CLIPVisionModelWithProjection(clip).save_pretrained(path / "clip")
     return path
 
 
-def paths(folder: Path) -> TeacherPaths:
-    return TeacherPaths(
-        vgg=folder / "vgg.pth", lpips=folder / "heads.pth", clip=folder / "clip", siglip2=folder / "siglip2"
-    )
+def paths(folder: Path, **other: Path) -> TeacherPaths:
+    given = {
+        "vgg": folder / "vgg.pth",
+        "lpips": folder / "heads.pth",
+        "clip": folder / "clip",
+        "siglip2": folder / "siglip2",
+    }
+    return TeacherPaths(**{**given, **other})
 
 
 def test_all_missing_ones_are_named_with_the_command_that_gets_them(tmp_path: Path) -> None:
     (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "config.json").write_text("{}")
+    (tmp_path / "clip" / "model.safetensors").touch()
     with pytest.raises(FileNotFoundError) as caught:
         load_teachers(TeacherPaths(vgg=tmp_path / "vgg.pth", clip=tmp_path / "clip"), WIDTH)
     message = str(caught.value)
@@ -50,6 +62,31 @@ def test_all_missing_ones_are_named_with_the_command_that_gets_them(tmp_path: Pa
     assert "lpips (not given)" in message
     assert "siglip2 (not given). SigLIP 2, both towers: hf download google/siglip2-so400m-patch16-naflex" in message
     assert "clip (" not in message
+
+
+def test_what_a_folder_lacks_is_named_too(tmp_path: Path) -> None:
+    """A download that broke off, or a folder given for a file."""
+    (tmp_path / "siglip2").mkdir()
+    (tmp_path / "siglip2" / "config.json").write_text("{}")
+    (tmp_path / "heads.pth").touch()
+    with pytest.raises(FileNotFoundError) as caught:
+        load_teachers(paths(tmp_path, vgg=tmp_path / "siglip2", clip=tmp_path / "heads.pth"), WIDTH)
+    message = str(caught.value)
+    assert f"vgg ({tmp_path / 'siglip2'} is no file)" in message
+    assert f"clip ({tmp_path / 'heads.pth'} is no folder). CLIP: hf download openai/clip" in message
+    assert "siglip2 lacks *.safetensors or pytorch_model*.bin, tokenizer.json)" in message
+    assert "lpips (" not in message
+
+
+def test_transformers_is_imported_only_to_load(tmp_path: Path) -> None:
+    code = (
+        "import sys, training.teachers as teachers\n"
+        "teachers.random_teachers(16, 0)\n"
+        "try: teachers.load_teachers(teachers.TeacherPaths(), 16)\n"
+        "except FileNotFoundError: pass\n"
+        "sys.exit('transformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_towers_load_and_answer(folder: Path) -> None:
@@ -66,6 +103,108 @@ def test_towers_load_and_answer(folder: Path) -> None:
     torch.testing.assert_close(teachers.vision(moved)[1], teachers.vision(pictures)[1])
 
 
+def test_towers_give_what_the_library_gives(folder: Path) -> None:
+    """The same pictures and ids through the library's own preparation and its whole models."""
+    import transformers
+    from transformers.models.siglip2.image_processing_pil_siglip2 import convert_image_to_patches
+
+    teachers = load_teachers(paths(folder), WIDTH)
+    generator = torch.Generator().manual_seed(2)
+    pictures = torch.rand(2, 3, 224, 224, generator=generator) * 2 - 1
+    ids = torch.randint(1, 100, (3, 64), generator=generator)
+    whole: Any = transformers.Siglip2Model.from_pretrained(folder / "siglip2").eval()
+    patches = torch.stack([torch.from_numpy(convert_image_to_patches(picture.numpy(), 16)) for picture in pictures])
+    with torch.no_grad():
+        seen = whole.vision_model(
+            pixel_values=patches,
+            pixel_attention_mask=torch.ones(2, 196, dtype=torch.int64),
+            spatial_shapes=torch.tensor([[14, 14]] * 2),
+        )
+        said = whole.text_model(input_ids=ids)
+        clip: Any = transformers.CLIPVisionModelWithProjection.from_pretrained(folder / "clip").eval()
+        processor = transformers.CLIPImageProcessorPil()
+        standard = ((pictures + 1) / 2 - torch.tensor(processor.image_mean)[:, None, None]) / torch.tensor(
+            processor.image_std
+        )[:, None, None]
+        projected = clip(pixel_values=standard).image_embeds
+    torch.testing.assert_close(teachers.vision(pictures), seen.pooler_output)
+    torch.testing.assert_close(teachers.text(ids), said.pooler_output)
+    torch.testing.assert_close(teachers.clip(pictures), projected)
+
+
+def test_gradients_reach_the_picture_and_no_weight(folder: Path) -> None:
+    for teachers in (load_teachers(paths(folder), WIDTH), random_teachers(WIDTH, seed=0)):
+        pictures = (torch.rand(1, 3, 224, 224) * 2 - 1).requires_grad_()
+        (teachers.clip(pictures).square().sum() + teachers.vision(pictures).square().sum()).backward()
+        assert pictures.grad is not None
+        assert pictures.grad.abs().sum() > 0
+        for net in (teachers.vgg, teachers.lpips, teachers.clip, teachers.vision, teachers.text):
+            assert isinstance(net, torch.nn.Module)
+            assert not net.training
+            assert not any(weight.requires_grad for weight in net.parameters())
+
+
+def test_a_whole_clip_is_read_as_well(folder: Path, tmp_path: Path) -> None:
+    """As published: both towers in one file."""
+    import transformers
+
+    vision: Any = transformers.CLIPVisionModelWithProjection.from_pretrained(folder / "clip").eval()
+    config = transformers.CLIPConfig(
+        vision_config=vision.config.to_dict(),
+        text_config={"hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2},
+        projection_dim=16,
+    )
+    whole: Any = transformers.CLIPModel(config)
+    whole.vision_model.load_state_dict(vision.vision_model.state_dict())
+    whole.visual_projection.load_state_dict(vision.visual_projection.state_dict())
+    whole.save_pretrained(tmp_path / "whole")
+    pictures = torch.rand(1, 3, 224, 224) * 2 - 1
+    one, other = (load_teachers(paths(folder, clip=at), WIDTH) for at in (tmp_path / "whole", folder / "clip"))
+    torch.testing.assert_close(one.clip(pictures), other.clip(pictures))
+
+
+def test_half_precision_files_compute_in_float32(folder: Path, tmp_path: Path) -> None:
+    for name in ("clip", "siglip2"):
+        shutil.copytree(folder / name, tmp_path / name)
+        path = tmp_path / name / "model.safetensors"
+        halves = {key: value.bfloat16() for key, value in load_file(path).items()}
+        save_file(halves, path, metadata={"format": "pt"})
+        config = tmp_path / name / "config.json"
+        assert '"dtype": "float32"' in config.read_text()
+        config.write_text(config.read_text().replace('"dtype": "float32"', '"dtype": "bfloat16"'))
+    teachers = load_teachers(paths(folder, clip=tmp_path / "clip", siglip2=tmp_path / "siglip2"), WIDTH)
+    pictures = torch.rand(1, 3, 224, 224) * 2 - 1
+    for found in (
+        teachers.clip(pictures),
+        teachers.vision(pictures),
+        teachers.text(torch.ones(1, 64, dtype=torch.int64)),
+    ):
+        assert found.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "tower"),
+    [
+        ("siglip2", "vision_model.encoder.layers.1.mlp.fc1.weight", "Siglip2VisionModel"),
+        ("siglip2", "text_model.head.weight", "Siglip2TextModel"),
+        ("clip", "visual_projection.weight", "CLIPVisionModelWithProjection"),
+    ],
+)
+def test_a_file_without_one_weight_is_refused(folder: Path, tmp_path: Path, name: str, key: str, tower: str) -> None:
+    """The library fills such gaps with random numbers and goes on."""
+    shutil.copytree(folder / name, tmp_path / name)
+    tensors = load_file(tmp_path / name / "model.safetensors")
+    del tensors[key]
+    save_file(tensors, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"{name} lacks 1 weights of {tower}"):
+        load_teachers(paths(folder, **{name: tmp_path / name}), WIDTH)
+
+
+def test_a_model_of_another_kind_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="is a siglip2 model; wanted clip or clip_vision_model"):
+        load_teachers(paths(folder, clip=folder / "siglip2"), WIDTH)
+
+
 def test_a_tower_of_another_width_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="vision hidden_size is 32, the encoder to be trained is 48 wide"):
         load_teachers(paths(folder), 48)
@@ -77,13 +216,33 @@ def test_a_changed_file_is_refused(folder: Path) -> None:
     try:
         with pytest.raises(ValueError, match=r"vgg\.pth has checksum .* download it again"):
             load_teachers(paths(folder), WIDTH)
+        note.write_text("")
+        with pytest.raises(ValueError, match=r"vgg\.pth has checksum"):
+            load_teachers(paths(folder), WIDTH)
     finally:
         note.unlink()
 
 
+def test_checksums_of_files_and_in_folders(tmp_path: Path) -> None:
+    path, note = tmp_path / "model.safetensors", tmp_path / "model.safetensors.sha256"
+    path.write_bytes(b"weights")
+    verify(path)  # nothing to compare with
+    note.write_text(f"{hashlib.sha256(b'weights').hexdigest().upper()}  model.safetensors\n")  # as sha256sum writes it
+    verify(path)
+    verify(tmp_path)
+    path.write_bytes(b"weightz")
+    for given in (path, tmp_path):
+        with pytest.raises(ValueError, match=r"model\.safetensors has checksum .* download it again"):
+            verify(given)
+
+
 def test_random_teachers_repeat() -> None:
     pictures = torch.rand(2, 3, 224, 224) * 2 - 1
+    before = torch.get_rng_state()
     one, other = random_teachers(WIDTH, seed=4), random_teachers(WIDTH, seed=4)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.equal(one.vision(pictures), random_teachers(WIDTH, seed=5).vision(pictures))
+    assert min(float(weight.min()) for weight in one.lpips.heads()) >= 0
     assert torch.equal(one.vision(pictures), other.vision(pictures))
     assert torch.equal(one.text(torch.ones(1, 64, dtype=torch.int64)), other.text(torch.ones(1, 64, dtype=torch.int64)))
     assert one.vision(pictures).shape == (2, WIDTH)

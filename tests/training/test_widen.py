@@ -43,6 +43,41 @@ def test_codes_are_of_the_mean() -> None:
     assert torch.equal(new.proj.weight, old.proj.weight)
 
 
+def test_samples_stay_too() -> None:
+    """New channels are noise of width 1 at first; the decoder does not hear it."""
+    old, new = fresh(NARROW, 0), build(WIDE)
+    new.load_state_dict(widen_latents(old.state_dict(), NARROW, WIDE, seed=0))
+    packed = pack_samples(Generated().draw("video_rec", range(2)), [0, 1], NARROW).packed
+    noise = torch.randn(len(packed), 48, generator=torch.Generator().manual_seed(0))
+    decoded = []
+    with torch.no_grad():
+        for net, channels in ((old, 32), (new, 48)):
+            mean, logvar = net.posterior(net.encode(packed), packed)
+            decoded.append(net.decode(packed.with_feats(mean + (logvar / 2).exp() * noise[:, :channels])))
+    torch.testing.assert_close(decoded[1], decoded[0], atol=1e-6, rtol=0)
+
+
+def test_the_seed_alone_decides_and_the_old_state_stays() -> None:
+    state = fresh(NARROW, 0).state_dict()
+    before = {name: value.clone() for name, value in state.items()}
+    first, again, other = (widen_latents(state, NARROW, WIDE, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(first["proj.weight"], again["proj.weight"])
+    assert not torch.equal(first["proj.weight"], other["proj.weight"])
+    first["decoder.out_layer.weight"].zero_()
+    assert all(torch.equal(value, before[name]) for name, value in state.items())
+
+
+def test_wider_and_to_codes_at_once() -> None:
+    """The means that codes are made of lead; the first 32 are the old ones."""
+    old, new = fresh(NARROW, 0), build(CODES)
+    new.load_state_dict(widen_latents(old.state_dict(), NARROW, CODES, seed=0))
+    packed = pack_samples(Generated().draw("image_rec", range(2)), [0, 1], NARROW).packed
+    with torch.no_grad():
+        wanted = old.quantize(old.posterior(old.encode(packed), packed)[0], packed.moving)
+        found = new.quantize(new.posterior(new.encode(packed), packed)[0], packed.moving)
+    assert (found[:, :32] == wanted).float().mean() > 0.999  # a sum in another order may cross a threshold
+
+
 def test_what_does_not_fit_is_named() -> None:
     state = fresh(WIDE, 0).state_dict()
     with pytest.raises(ValueError, match="from 48 channels, gaussian, to 32, gaussian; wanted as many"):
@@ -52,3 +87,13 @@ def test_what_does_not_fit_is_named() -> None:
     other = replace(WIDE, decoder=replace(WIDE.decoder, blocks=2))
     with pytest.raises(ValueError, match=r"1 \+ 1 blocks of width 32 .* does not fit a stage of 1 \+ 2 blocks"):
         widen_latents(state, WIDE, other, seed=0)
+    with pytest.raises(ValueError, match="linear path is fitted to its latent width"):
+        widen_latents(state, replace(NARROW, linear_path=True), replace(WIDE, linear_path=True), seed=0)
+    with pytest.raises(ValueError, match="from digits=False to digits=True"):
+        widen_latents(state, WIDE, replace(CODES, digits=True), seed=0)
+    with pytest.raises(ValueError, match="50 channels do not split into 8 codebooks"):
+        widen_latents(state, WIDE, replace(CODES, latent_channels=50), seed=0)
+    with pytest.raises(ValueError, match=r"proj\.weight is \[96, 32\]; wanted \[64, 32\] for 32 latent channels"):
+        widen_latents(state, NARROW, WIDE, seed=0)
+    with pytest.raises(ValueError, match=r"proj\.weight is missing"):
+        widen_latents({}, NARROW, WIDE, seed=0)

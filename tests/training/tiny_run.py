@@ -15,7 +15,7 @@ from training.generated import Generated, hash_tokens
 from training.ranks import Ranks, joined
 from training.stages import Recipe, paper, scaled, stacks
 from training.student import Student
-from training.teachers import random_teachers
+from training.teachers import Teachers, random_teachers
 
 WIDTH = 32
 SIDES = (16, 32)
@@ -33,7 +33,7 @@ def trainer(given: Recipe, stage: str, ranks: Ranks, source: Generated | None = 
     return StageTrainer(given, found, Student(fresh(given.model(found), 0)), *pieces(source), hash_tokens, ranks)
 
 
-def pieces(source: Generated | None = None):  # type: ignore[no-untyped-def]
+def pieces(source: Generated | None = None) -> tuple[Teachers, Generated]:
     return random_teachers(WIDTH, seed=0), source or Generated(sides=SIDES)
 
 
