@@ -219,7 +219,7 @@ def _decoder(width: int, blocks: int, heads: int, mlp: int) -> StackConfig:
 # So400m: 27 blocks of width 1152, 16 heads of 72, MLP 4304, on both sides (published).
 _SO400M = (1152, 27, 16, 4304)
 # tiny keeps the head width of 72, so that it runs through the same attention code as the published size.
-_TINY_ENCODER = (144, 2, 2, 576)
+_TINY_ENCODER = (144, 6, 2, 576)
 _TINY_DECODER = (144, 4, 2, 576)
 
 VARIANTS: dict[str, ModelConfig] = {

@@ -34,7 +34,15 @@ class Source(Protocol):
     """Where samples come from."""
 
     def draw(self, kind: Kind, numbers: Sequence[int]) -> list[Sample]:
-        """The samples with these numbers, in this order. Numbers rise from call to call unless a run is resumed."""
+        """The samples with these numbers, in this order."""
+        ...
+
+    def ahead(self, kind: Kind, numbers: Sequence[int]) -> None:
+        """Samples that the next draw of this kind asks for: they may be made while the step goes on."""
+        ...
+
+    def close(self) -> None:
+        """No more is drawn."""
         ...
 
 

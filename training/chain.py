@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +31,8 @@ from training.widen import widen_latents
 class Work:
     """What a run works with.
 
-    source: of the samples of a stage. shown: of those that are looked at after it. judge: more figures of a network at
-    each look. recompute: activation checkpointing. compile: torch.compile of the blocks.
+    source: of the samples of a stage. shown: of those that are looked at after it; both are closed after use. judge:
+    more figures of a network at each look. recompute: activation checkpointing. compile: torch.compile of the blocks.
     """
 
     source: Callable[[Stage], Source]
@@ -65,7 +66,11 @@ def run_stages(
         done = folder / f"{stage.name}.safetensors"
         if not done.is_file():
             net = _first_step(recipe, stage, before)
-            if not _run_stage(recipe, stage, net, folder, work, ranks, habits or Habits(), log, stop_at or {}):
+            with closing(work.source(stage)) as source:
+                whole = _run_stage(
+                    recipe, stage, net, source, folder, work, ranks, habits or Habits(), log, stop_at or {}
+                )
+            if not whole:
                 return False
         before = weights.load(done)
     return True
@@ -88,6 +93,7 @@ def _run_stage(
     recipe: Recipe,
     stage: Stage,
     net: ATokenNet,
+    source: Source,
     folder: Path,
     work: Work,
     ranks: Ranks,
@@ -98,7 +104,7 @@ def _run_stage(
     if recipe.rope == "modality":
         use_modality_rope(net)
     student = Student(net, recompute=work.recompute)
-    trainer = StageTrainer(recipe, stage, student, work.teachers, work.source(stage), work.tokenize, ranks)
+    trainer = StageTrainer(recipe, stage, student, work.teachers, source, work.tokenize, ranks)
     if work.compile:
         student.compile_blocks()
     snapshots = Snapshots(folder / stage.name, ranks, log)
@@ -116,7 +122,8 @@ def _run_stage(
             seen.load_state_dict({name.removeprefix("net."): value for name, value in values.items()})
             if recipe.rope == "modality":
                 use_modality_rope(seen)
-            scores, grids = glance(seen, work.shown(stage), kinds_of(stage))
+            with closing(work.shown(stage)) as shown:
+                scores, grids = glance(seen, shown, kinds_of(stage))
             if work.judge is not None:
                 scores |= work.judge(seen, stage)
             say(records.metrics(stage.name, step, stage.steps, scores))

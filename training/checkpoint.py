@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class Checkpoint:
     model: dict[str, Tensor]
     ema: dict[str, Tensor]
     optimizer: dict[str, Any]
+    distillation: dict[str, Tensor] = field(default_factory=dict)
 
 
 def save_checkpoint(folder: Path, state: Checkpoint) -> Path:
@@ -38,6 +39,7 @@ def save_checkpoint(folder: Path, state: Checkpoint) -> Path:
         "model": state.model,
         "ema": state.ema,
         "optimizer": state.optimizer,
+        "distillation": state.distillation,
     }
     torch.save(values, partial)
     os.replace(partial, path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 
@@ -20,6 +20,26 @@ class LossConfig:
     log_mse: float = 1.0
     log_floor: float = 2e-4
     kl: float = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class SemanticConfig:
+    """What a step learns of meaning, beside its reconstruction; nothing if tokens is 0.
+
+    tokens: of pictures a step. sides: pixels, one drawn a step. place, texts, dense: weights of the cosine to the
+    teacher's place, of the distillation over texts, and of the teacher's map. clip_chance, set_chance: of one clip, and
+    of set_tokens voxels of one mesh, in a step; each counts other_share of the pictures.
+    """
+
+    tokens: int = 0
+    sides: tuple[int, ...] = (96, 128, 128, 160, 192)
+    place: float = 1.0
+    texts: float = 0.2
+    dense: float = 1.0
+    other_share: float = 0.2
+    clip_chance: float = 0.0
+    set_chance: float = 0.0
+    set_tokens: int = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +69,7 @@ class DataConfig:
     grids: token grids (rows, columns) of image crops, one drawn a step. image_tokens: tokens of images a step, as
     many crops as fit. clip_tokens: the same for clips; clip_frames, clip_grids: their sizes. panned: share of clips
     made by moving a window over a photograph, the rest are cut from films. sheets: stand-ins for voxel sets a step.
+    pieces: of meshes' voxel sets a step, each of piece_tokens, one drawn.
     """
 
     grids: tuple[tuple[int, int], ...] = ((8, 8), (8, 8), (6, 8), (12, 12), (16, 16))
@@ -58,22 +79,28 @@ class DataConfig:
     clip_grids: tuple[tuple[int, int], ...] = ((4, 4), (6, 6), (8, 8))
     panned: float = 0.5
     sheets: int = 1
+    pieces: int = 0
+    piece_tokens: tuple[int, ...] = (64, 128, 256)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """A whole run. variant: entry of model.config.VARIANTS. steps: length of the cosine. seed: of data and weights.
+    """One stage of a run.
 
-    train_encoder: False freezes the way to the latent (codes do not pass gradients).
+    variant: entry of model.config.VARIANTS. steps: length of the cosine. seed: of data and weights. minutes: share of
+    a run's time. train_encoder: False freezes the way to the latent (codes do not pass gradients).
     """
 
+    stage: str
     variant: str
     steps: int = 12000
+    minutes: float = 1.0
     seed: int = 0
     train_encoder: bool = True
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    semantic: SemanticConfig = field(default_factory=SemanticConfig)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, printed at the start of a run and stored in its checkpoints."""
@@ -88,13 +115,49 @@ class TrainConfig:
         data = dict(fields["data"])
         for name in ("grids", "clip_grids"):
             data[name] = tuple((int(rows), int(columns)) for rows, columns in data[name])
-        data["clip_frames"] = tuple(data["clip_frames"])
+        for name in ("clip_frames", "piece_tokens"):
+            data[name] = tuple(data[name])
         fields["data"] = DataConfig(**data)
+        semantic = fields["semantic"]
+        fields["semantic"] = SemanticConfig(**{**semantic, "sides": tuple(semantic["sides"])})
         return cls(**fields)
 
 
-RECIPES: dict[str, TrainConfig] = {
-    # Measured on held-aside training pictures after 300 steps: a higher rate at the edges gains, the rest holds.
-    "tiny-continuous": TrainConfig(variant="tiny-continuous", optim=OptimConfig(lr=1.5e-3, edge_scale=0.3)),
-    "tiny-discrete": TrainConfig(variant="tiny-discrete", train_encoder=False, loss=LossConfig(kl=0.0)),
+_SEMANTIC = SemanticConfig(tokens=1536)
+_IMAGES = DataConfig(image_tokens=384, clip_tokens=0, sheets=0)
+# A higher rate at the edges gains, measured on held-aside training pictures after 300 steps.
+_OPTIM = OptimConfig(lr=1.5e-3, edge_scale=0.3)
+
+RECIPES: dict[str, tuple[TrainConfig, ...]] = {
+    "tiny-continuous": (
+        TrainConfig(
+            stage="image", variant="tiny-continuous", minutes=0.35, optim=_OPTIM, data=_IMAGES, semantic=_SEMANTIC
+        ),
+        TrainConfig(
+            stage="video",
+            variant="tiny-continuous",
+            minutes=0.3,
+            optim=_OPTIM,
+            data=replace(_IMAGES, image_tokens=256, clip_tokens=160),
+            semantic=replace(_SEMANTIC, clip_chance=0.3),
+        ),
+        TrainConfig(
+            stage="asset",
+            variant="tiny-continuous",
+            minutes=0.35,
+            optim=_OPTIM,
+            data=replace(_IMAGES, image_tokens=256, clip_tokens=128, pieces=1),
+            semantic=replace(_SEMANTIC, clip_chance=0.15, set_chance=0.15),
+        ),
+    ),
+    "tiny-discrete": (
+        TrainConfig(
+            stage="fsq",
+            variant="tiny-discrete",
+            train_encoder=False,
+            loss=LossConfig(kl=0.0),
+            data=DataConfig(image_tokens=512, clip_tokens=192, sheets=0, pieces=1),
+        ),
+    ),
 }
+"""The published order of stages. Codes come last: their decoder learns anew, the encoder is that of the last stage."""

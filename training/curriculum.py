@@ -176,6 +176,7 @@ class StageTrainer:
         if not numbers:
             raise ValueError(f"{count} samples of {kind} for {self.ranks.world} processes; wanted one for each")
         samples = self.source.draw(kind, numbers)
+        self._announce(kind)
         texts = self._texts([sample.caption for sample in samples]) if kind in ("distill", *_CAPTIONED) else None
         micros = list(micro_batches(samples, numbers, self.model, self.recipe.tokens))
         # Ranks must make equally many passes, since parameters are gathered in each: the last is repeated for nothing.
@@ -197,6 +198,14 @@ class StageTrainer:
                     label = name if name == "loss" or kind == "distill" else f"{kind}/{name}"
                     sums[label] = sums.get(label, 0.0) + float(term.detach())
         return done
+
+    def _announce(self, kind: Task | Kind) -> None:
+        """Tell the source what the next step draws in the place of `kind`."""
+        if self.progress.step + 1 >= self.stage.steps:
+            return
+        after = kind if kind == "distill" else self.stage.task(self.progress.step + 1)
+        count = self.stage.distill if after == "distill" else self.stage.batch[after]
+        self.source.ahead(after, share(self.progress.drawn.get(after, 0), count, self.ranks.rank, self.ranks.world))
 
     def _terms(self, kind: str, micro: Micro, texts: Texts | None, first: int, count: int) -> Terms:
         device = self.ranks.device

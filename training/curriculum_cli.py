@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,8 @@ from training.curriculum import Habits, Tokenize
 from training.fresh import fresh
 from training.generated import Generated, hash_tokens
 from training.ranks import joined
-from training.shard_source import Corpus, ShardSource
+from training.shard_order import Corpus
+from training.shard_source import ShardSource
 from training.shards import open_shards
 from training.siglip2 import init_from_siglip2
 from training.stages import ABLATIONS, CURRICULA, Recipe, Stage, override
@@ -45,8 +46,13 @@ def parser() -> argparse.ArgumentParser:
         data.add_argument(f"--{modality}", metavar="SHARDS[@WEIGHT]", action="append", default=[])
     data.add_argument("--generated", action="store_true", help="drawn shapes instead")
     data.add_argument("--workers", type=int, default=2, help="threads that decode")
-    data.add_argument("--lanes", type=int, default=8, help="shards open at a time, a multiple of the processes")
-    data.add_argument("--most-bad", type=float, default=0.01, help="share of unusable samples that ends the run")
+    data.add_argument(
+        "--lanes",
+        type=int,
+        default=8,
+        help="shards read side by side, a multiple of the processes; the same for all of a run",
+    )
+    data.add_argument("--most-bad", type=float, default=0.01, help="share of unusable samples past which the run ends")
     start = made.add_argument_group("start")
     start.add_argument("--init", type=Path, metavar="FOLDER", help="SigLIP 2 folder for the encoder of the first stage")
     start.add_argument("--start", type=Path, metavar="FILE", help="weights of the stage before")
@@ -81,16 +87,17 @@ def run(given: argparse.Namespace) -> bool:
     with joined() as ranks:
         say = print if ranks.first else _silent
         teachers, tokenize = _teachers(given, width, ranks.device.type)
+        corpora = {name: [_corpus(text) for text in getattr(given, name)] for name in MODALITIES}
         work = Work(
-            source=partial(_source, given, recipe.seed, say),
-            shown=partial(_source, given, recipe.seed + 1, say),
+            source=partial(_source, given, corpora, recipe.seed, ranks.world),
+            shown=partial(_source, given, corpora, recipe.seed + 1, 1),
             teachers=teachers,
             tokenize=tokenize,
             recompute=given.recompute,
             compile=given.compile,
         )
         for stage in recipe.stages:
-            work.source(stage)  # its data is there, or the run ends here
+            work.source(stage).close()  # its data is there, or the run ends here
         habits = Habits(log_every=given.log_every, save_every=given.save_every, look_every=given.look_every)
         folder = given.out or Path("runs") / recipe.name
         return run_stages(recipe, folder, work, ranks, habits=habits, start=_start(given, recipe), log=say)
@@ -118,14 +125,20 @@ def _teachers(given: argparse.Namespace, width: int, device: str) -> tuple[Teach
     return teachers, CaptionTokens(given.siglip2)
 
 
-def _source(given: argparse.Namespace, seed: int, say: object, stage: Stage) -> Source:
+def _source(
+    given: argparse.Namespace, corpora: Mapping[str, Sequence[Corpus]], seed: int, ranks: int, stage: Stage
+) -> Source:
     if given.generated:
         least, most = stage.image_side
         return Generated(seed=seed, sides=(least, min(most, 256)), frames=stage.frames)
-    corpora = {name: [_corpus(text) for text in getattr(given, name)] for name in MODALITIES}
-    assert callable(say)
     return ShardSource(
-        corpora, stage, seed=seed, lanes=given.lanes, workers=given.workers, most_bad=given.most_bad, log=say
+        corpora,
+        stage,
+        seed=seed,
+        lanes=given.lanes,
+        ranks=ranks,
+        workers=given.workers,
+        most_bad=given.most_bad,
     )
 
 

@@ -36,10 +36,14 @@ LANCZOS = PIL.Image.Resampling.LANCZOS
 
 @dataclass(frozen=True)
 class Library:
-    """What a run draws from. pictures: RGB or, for cut-outs, RGBA. films: uint8 [T, H, W, 3]."""
+    """What a run draws from.
+
+    pictures: RGB or, for cut-outs, RGBA. films: uint8 [T, H, W, 3]. sets: voxels of meshes.
+    """
 
     pictures: tuple[PIL.Image.Image, ...]
     films: tuple[UInt8Array, ...]
+    sets: tuple[Voxels, ...] = ()
 
 
 def picture_paths(folder: Path) -> list[Path]:
@@ -95,11 +99,21 @@ def films_of(folder: Path) -> Iterator[tuple[str, UInt8Array]]:
                 yield path.name, read_film(path)
 
 
-def load_library(data: Path) -> Library:
-    """The train split under a data folder (`images/train`, `videos/train`), without the pictures held aside."""
+def load_library(data: Path, more: Sequence[Path] = ()) -> Library:
+    """The train split under a data folder (`images/train`, `videos/train`), without the pictures held aside.
+
+    more: folders with other pictures.
+    """
     paths = [path for path in picture_paths(data / "images" / "train") if not is_validation(path)]
     films = tuple(film for _, film in films_of(data / "videos" / "train"))
-    return Library(pictures=tuple(read_picture(path) for path in paths), films=films)
+    pictures = tuple(read_picture(path) for path in paths)
+    return Library(pictures=pictures + load_pictures(more).pictures, films=films)
+
+
+def load_pictures(folders: Sequence[Path]) -> Library:
+    """Every picture of these folders, and no films."""
+    paths = [path for folder in folders for path in picture_paths(folder)]
+    return Library(pictures=tuple(read_picture(path) for path in paths), films=())
 
 
 def centre_crop(picture: UInt8Array, side: int) -> UInt8Array:
@@ -116,7 +130,7 @@ def random_crop(rng: np.random.Generator, library: Library, height: int, width: 
     else:
         turned = False
     picture = library.pictures[rng.integers(len(library.pictures))]
-    box = _random_box(rng, picture.size, (width, height))
+    box = random_box(rng, picture.size, (width, height))
     crop = picture.resize((width, height), LANCZOS, box=box, reducing_gap=3.0)
     if crop.mode == "RGBA":
         crop = _over_something(rng, library, crop)
@@ -153,6 +167,16 @@ def random_sheet(rng: np.random.Generator, library: Library) -> Voxels:
     return Voxels(coords=coords, feats=feats)
 
 
+def piece_of(rng: np.random.Generator, voxels: Voxels, most: int) -> Voxels:
+    """The `most` voxels nearest to a random one: a piece as dense as the whole."""
+    if len(voxels.coords) <= most:
+        return voxels
+    centre = voxels.coords[rng.integers(len(voxels.coords))].astype(np.int64)
+    distance = np.square(voxels.coords.astype(np.int64) - centre).sum(1)
+    rows = np.sort(np.argpartition(distance, most)[:most])
+    return Voxels(coords=voxels.coords[rows], feats=voxels.feats[rows])
+
+
 def training_batch(seed: int, step: int, library: Library, config: DataConfig, model: ModelConfig) -> PackedTokens:
     """The packed batch of one step: image crops of one size, clips, sheets. feats: patches [N, P] in -1..1."""
     rng = np.random.default_rng([seed, step])
@@ -168,6 +192,10 @@ def training_batch(seed: int, step: int, library: Library, config: DataConfig, m
         items.append(Video(frames=random_clip(rng, library, config, frames, 16 * grid[0])))
         left -= frames // 4 * grid[0] * grid[1]
     items += [random_sheet(rng, library) for _ in range(config.sheets)]
+    if library.sets:
+        for _ in range(config.pieces):
+            voxels = library.sets[rng.integers(len(library.sets))]
+            items.append(piece_of(rng, voxels, int(rng.choice(config.piece_tokens))))
     return pack_items(items, model)
 
 
@@ -186,7 +214,7 @@ def pack_items(items: Sequence[Item], model: ModelConfig) -> PackedTokens:
     return pack(spans, patches, coords, moving, model.window)
 
 
-def _random_box(
+def random_box(
     rng: np.random.Generator, size: tuple[int, int], wanted: tuple[int, int]
 ) -> tuple[float, float, float, float]:
     """A window of a picture to be resized to `wanted`: shrunk by up to 4, enlarged only where it is too small."""
@@ -216,7 +244,7 @@ def _over_something(rng: np.random.Generator, library: Library, crop: PIL.Image.
         other = library.pictures[rng.integers(len(library.pictures))]
         if other.mode == "RGB":
             break
-    ground = flatten(other).resize(crop.size, LANCZOS, box=_random_box(rng, other.size, crop.size))
+    ground = flatten(other).resize(crop.size, LANCZOS, box=random_box(rng, other.size, crop.size))
     ground.paste(crop, mask=crop.getchannel("A"))
     return ground
 
@@ -227,7 +255,7 @@ def _panned_clip(rng: np.random.Generator, library: Library, frames: int, side: 
         if min(picture.size) >= 1.5 * side:
             break
     picture = flatten(picture)
-    x0, y0, x1, y1 = _random_box(rng, picture.size, (side, side))
+    x0, y0, x1, y1 = random_box(rng, picture.size, (side, side))
     size = np.array([x1 - x0, y1 - y0])
     centre = np.array([x0 + x1, y0 + y1]) / 2
     speed = rng.normal(size=2) * rng.choice([0.0, 0.5, 2.0, 5.0]) * size / side  # pixels of the clip a frame
@@ -247,7 +275,7 @@ def _film_clip(rng: np.random.Generator, library: Library, frames: int, side: in
     stride = max(1, min(stride, (len(film) - 1) // max(1, frames - 1)))
     start = int(rng.integers(max(1, len(film) - stride * (frames - 1))))
     cut = film[start : start + stride * (frames - 1) + 1 : stride]
-    box = _random_box(rng, (film.shape[2], film.shape[1]), (side, side))
+    box = random_box(rng, (film.shape[2], film.shape[1]), (side, side))
     pictures = (PIL.Image.fromarray(frame) for frame in cut)
     return np.stack([np.asarray(picture.resize((side, side), LANCZOS, box=box)) for picture in pictures])
 

@@ -49,8 +49,6 @@ def find_items(folder: Path, kind: Kind | None, limit: int | None = None) -> Fou
     Raises FileNotFoundError where there is none, ValueError for several kinds where none is given, and for a limit
     under 1.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit {limit}; wanted 1 or more")
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -64,21 +62,45 @@ def find_items(folder: Path, kind: Kind | None, limit: int | None = None) -> Fou
         found = sorted({*found, *(path.parent for path in files if _ends(path, IMAGE_SUFFIXES))})
     if not found:
         raise FileNotFoundError(f"{folder}: no {kind} in it ({', '.join(sorted(SUFFIXES[kind]))})")
-    count = len(found) if limit is None else min(limit, len(found))
-    # The first of a sorted data set would be all of its first class.
-    return Found(kind, tuple(found[index * len(found) // count] for index in range(count)), len(found))
+    return Found(kind, tuple(found[index] for index in spread(len(found), limit)), len(found))
+
+
+def spread(total: int, limit: int | None) -> list[int]:
+    """At most `limit` of 0..total-1, evenly spaced: the first of a sorted set would be all of its first class.
+
+    Raises ValueError for a limit under 1.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit {limit}; wanted 1 or more")
+    count = total if limit is None else min(limit, total)
+    return [index * total // count for index in range(count)]
 
 
 def read_image(path: Path, protocol: Protocol) -> UInt8Array:
     """A picture as the model sees it, uint8 [H, W, 3]; cut-outs are put on white. Raises ValueError."""
-    return _fitted([_pixels(path)], path, protocol)[0]
+    return _fitted([read_pixels(path)], path, protocol)[0]
+
+
+def spread_frames(path: Path, count: int) -> list[UInt8Array]:
+    """So many frames of a clip, or all of a shorter one, from the middles of equal parts. Raises ValueError."""
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if _ends(file, IMAGE_SUFFIXES))
+        return [read_pixels(files[index]) for index in _middles(len(files), count)]
+    try:
+        # Twice through the file: what its header says of its length need not be true, and not all of it may fit.
+        with path.open("rb") as file, iter_video(file, LIMITS) as reader:
+            wanted = set(_middles(sum(1 for _ in reader), count))
+        with path.open("rb") as file, iter_video(file, LIMITS) as reader:
+            return [frame for index, frame in enumerate(reader) if index in wanted]
+    except MediaError as error:
+        raise ValueError(f"{path}: {error.detail}") from None
 
 
 def read_clip(path: Path, protocol: Protocol) -> UInt8Array:
     """A clip as the model sees it, uint8 [T, H, W, 3], from a file or a folder of frames. Raises ValueError."""
     if path.is_dir():
         frames = sorted(file for file in path.iterdir() if _ends(file, IMAGE_SUFFIXES))
-        return _fitted((_pixels(file) for file in frames[: protocol.frames]), path, protocol)
+        return _fitted((read_pixels(file) for file in frames[: protocol.frames]), path, protocol)
     try:
         with path.open("rb") as file, iter_video(file, LIMITS) as reader:
             return _fitted(islice(reader, protocol.frames), path, protocol)
@@ -86,11 +108,18 @@ def read_clip(path: Path, protocol: Protocol) -> UInt8Array:
         raise ValueError(f"{path}: {error.detail}") from None
 
 
-def _pixels(path: Path) -> UInt8Array:
+def read_pixels(path: Path) -> UInt8Array:
+    """A picture at its own size, uint8 [H, W, 3]; cut-outs are put on white. Raises ValueError."""
     try:
         return np.asarray(flatten(read_picture(path)))
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
+
+
+def _middles(total: int, count: int) -> list[int]:
+    """The middles of `count` equal parts of 0..total-1."""
+    count = min(count, total)
+    return [(2 * index + 1) * total // (2 * count) for index in range(count)]
 
 
 def _fitted(frames: Iterator[UInt8Array] | Sequence[UInt8Array], path: Path, protocol: Protocol) -> UInt8Array:

@@ -1,178 +1,209 @@
-"""Held-out figures beside their baselines: `python -m training.evaluate tiny-continuous --data ../shared/data`.
+"""Figures of a model: `python -m training.evaluate MODEL [--protocol NAME] --data DIR`.
 
-Every picture is cut to its centre, encoded, decoded and rounded to 8 bits; PSNR and SSIM are means over pictures.
+Without a protocol: the small models beside PCA and JPEG on the held-out split. With one: a row of its published table
+and, under it, everything that the row depends on. A metric whose network is not given is left out and said so.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
+import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import PIL.Image
-import torch
-
-from media.types import Image, Item, UInt8Array, Video
 from model import Tokenizer
-from model.config import ModelConfig
 from model.errors import ModelError
-from model.patchify import to_uint8, unpatchify
-from training.data import centre_crop, films_of, flatten, is_validation, picture_paths, read_picture
-from training.metrics import psnr, ssim
-from training.pca import Components, fit_components, moving_patches, patches_of, still_patches
+from model.splat_decoder import SplatDecoder
+from training.captioned import caption_items
+from training.eval_items import SUFFIXES, find_items
+from training.eval_report import conditions, record, table
+from training.evaluation import evaluate
+from training.feature_nets import load_networks
+from training.held_out import held_out_lines
+from training.labelled import label_items
+from training.prompts import PROMPTS, get_prompts
+from training.protocols import FILTERS, PROTOCOLS, Protocol
+from training.text_tower import TextTower
+from training.token_stats import sidecar_name
+from training.word_figures import retrieval_rows, word_conditions, word_record, word_table, zero_shot_rows
+from training.word_protocols import WORD_PROTOCOLS, WordProtocol
 
-Codec = Callable[[UInt8Array], UInt8Array]
-
-CLIP_FRAMES = 16
-VALIDATION_SIDE = 192
-"""Pictures held aside from training are small; those under this side are left out of the score."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """Means over `count` pictures or clips."""
-
-    name: str
-    count: int
-    psnr: float
-    ssim: float
-
-    def __str__(self) -> str:
-        return f"{self.name:34} {self.count:4} {self.psnr:7.2f} {self.ssim:7.4f}"
-
-
-def eval_pictures(data: Path, split: str, side: int) -> Iterator[UInt8Array]:
-    """Centre crops, uint8 [H, W, 3], of `images/eval`, or with split="validation" of training pictures held aside."""
-    if split == "eval":
-        paths = picture_paths(data / "images" / "eval")
-    else:
-        paths = [path for path in picture_paths(data / "images" / "train") if is_validation(path)]
-    for path in paths:
-        picture = flatten(read_picture(path))
-        if split == "eval" or min(picture.size) >= VALIDATION_SIDE:
-            yield centre_crop(np.asarray(picture), side)
-
-
-def eval_clips(data: Path, side: int) -> Iterator[UInt8Array]:
-    """Centre crops, uint8 [16, H, W, 3], from the start and the middle of every film of `videos/eval`."""
-    for _, film in films_of(data / "videos" / "eval"):
-        for start in {0, max(0, len(film) - CLIP_FRAMES) // 2}:
-            yield centre_crop(film[start : start + CLIP_FRAMES], side)
-
-
-def score(name: str, codec: Codec, originals: Sequence[UInt8Array]) -> Score:
-    """Run a codec over pictures or clips."""
-    pairs = [(original, codec(original)) for original in originals]
-    return Score(
-        name=name,
-        count=len(pairs),
-        psnr=float(np.mean([psnr(a, b) for a, b in pairs])),
-        ssim=float(np.mean([ssim(a, b) for a, b in pairs])),
-    )
-
-
-def model_codec(tokenizer: Tokenizer) -> Codec:
-    """Encode and decode as a user would, codes where the model has them."""
-    output = "codes" if "codes" in tokenizer.outputs else "latents"
-
-    def codec(pixels: UInt8Array) -> UInt8Array:
-        item: Item = Image(pixels=pixels) if pixels.ndim == 3 else Video(frames=pixels)
-        back = tokenizer.decode(tokenizer.encode([item], [output]))[0]
-        return back.pixels if isinstance(back, Image) else back.frames  # type: ignore[union-attr]
-
-    return codec
-
-
-def pca_codec(components: Components, config: ModelConfig) -> Codec:
-    """Every patch on its own: coefficients in float, no rounding but that of the pixels."""
-
-    def codec(pixels: UInt8Array) -> UInt8Array:
-        patches = patches_of(pixels, config)
-        patches = components.decode(components.encode(patches))
-        patches = torch.nn.functional.pad(patches, (0, config.patch_values - patches.shape[1]))
-        frames = 1 if pixels.ndim == 3 else pixels.shape[0]
-        grid = (-(-frames // config.patch[0]), pixels.shape[-3] // config.patch[1], pixels.shape[-2] // config.patch[2])
-        decoded = to_uint8(unpatchify(patches, grid, config))
-        return decoded[0] if pixels.ndim == 3 else decoded
-
-    return codec
-
-
-def jpeg_codec(bytes_per_patch: int) -> Codec:
-    """The best JPEG (4:2:0, optimised) of at most so many bytes per 16 x 16 pixels; quality 1 where none is."""
-
-    def codec(pixels: UInt8Array) -> UInt8Array:
-        budget = bytes_per_patch * pixels.shape[0] * pixels.shape[1] // 256
-        low, high = 1, 95
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if len(_jpeg(pixels, middle)) <= budget else (low, middle - 1)
-        with PIL.Image.open(io.BytesIO(_jpeg(pixels, low))) as file:
-            return np.asarray(file.convert("RGB"))
-
-    return codec
-
-
-def _jpeg(pixels: UInt8Array, quality: int) -> bytes:
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, optimize=True)
-    return buffer.getvalue()
-
-
-def evaluate(tokenizer: Tokenizer, data: Path, *, split: str = "eval", side: int = 256) -> tuple[list[Score], ...]:
-    """Rows for images and rows for clips: PCA with as many components as latents, JPEG for a discrete model, model."""
-    config = tokenizer.config
-    count = config.latent_channels
-    pictures = list(eval_pictures(data, split, side))
-    images = [
-        score(
-            f"PCA {count}, {label}",
-            pca_codec(fit_components(still_patches(data, config, most), count), config),
-            pictures,
-        )
-        for label, most in (("pictures alike", 256), ("all patches alike", None))
-    ]
-    if config.codebooks:
-        bytes_per_patch = config.latent_channels // 4
-        images.append(score(f"JPEG, {bytes_per_patch} bytes a patch", jpeg_codec(bytes_per_patch), pictures))
-    images.append(score(tokenizer.name, model_codec(tokenizer), pictures))
-    clips = list(eval_clips(data, side)) if split == "eval" else []
-    if not clips:
-        return images, []
-    moving = fit_components(moving_patches(data, config), count)
-    films = fit_components(moving_patches(data, config, panned=0), count)
-    rows = [
-        score(f"PCA {count}, films and pans", pca_codec(moving, config), clips),
-        score(f"PCA {count}, films", pca_codec(films, config), clips),
-        score(tokenizer.name, model_codec(tokenizer), clips),
-    ]
-    return images, rows
+DATA = Path("../shared/data")
+SIDE = 256
+RUN = {"kind", "filter", "limit", "device", "dtype", "output"}
+OPTIONS = {
+    "held-out": {"split", "side"},
+    "reconstruction": RUN | {"inception", "i3d", "lpips_vgg", "lpips_heads", "splats", "frames_as_images"},
+    "zero-shot": RUN | {"side", "text_tower", "classnames", "prompts"},
+    "retrieval": RUN | {"side", "text_tower", "captions"},
+}
+"""What may be given with which task, beside model, protocol and data."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the tables; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description="Held-out figures of a model.")
-    parser.add_argument("model", help="bundled name or weights file")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--split", choices=("eval", "validation"), default="eval")
-    parser.add_argument("--side", type=int, default=256, help="pixels of the centre crop")
-    given = parser.parse_args(arguments)
+    """Print figures; returns the exit status."""
+    given = _parser().parse_args(arguments)
     try:
-        tokenizer = Tokenizer.load(given.model, device="cpu", dtype="float32")
-        images, clips = evaluate(tokenizer, given.data, split=given.split, side=given.side)
-    except (FileNotFoundError, ModelError) as error:
+        lines = _run(given)
+    except (OSError, ValueError, ModelError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{tokenizer.name} {tokenizer.revision[:12]}, {given.split}, centre {given.side} px")
-    for title, rows in (("images", images), (f"clips of {CLIP_FRAMES} frames", clips)):
-        print(f"\n{title:34} {'n':>4} {'PSNR':>7} {'SSIM':>7}")
-        for row in rows:
-            print(row)
+    print("\n".join(lines))
     return 0
+
+
+def _run(given: argparse.Namespace) -> list[str]:
+    protocol = _protocol(given)
+    task = "held-out" if protocol is None else protocol.task if isinstance(protocol, WordProtocol) else "reconstruction"
+    for name in sorted(set().union(*OPTIONS.values()) - OPTIONS[task]):
+        if getattr(given, name) is not None:
+            where = given.protocol or "a run without --protocol"
+            raise ValueError(f"--{name.replace('_', '-')} is no option of {where}")
+    if protocol is None:
+        tokenizer = Tokenizer.load(given.model, device="cpu", dtype="float32")
+        side = SIDE if given.side is None else given.side
+        return held_out_lines(tokenizer, given.data or DATA, split=given.split or "eval", side=side)
+    if given.data is None:
+        raise ValueError(f"{protocol.name} wants --data DIR")
+    return _words(given, protocol) if isinstance(protocol, WordProtocol) else _reconstruction(given, protocol)
+
+
+def _protocol(given: argparse.Namespace) -> Protocol | WordProtocol | None:
+    """The preset with what the options change of it."""
+    if given.protocol is None:
+        return None
+    known: Mapping[str, Protocol | WordProtocol] = {**PROTOCOLS, **WORD_PROTOCOLS}
+    if given.protocol not in known:
+        raise ValueError(f"protocol {given.protocol!r}; there are {', '.join(known)}")
+    protocol = known[given.protocol]
+    if given.filter:
+        protocol = replace(protocol, filter=given.filter)
+    if given.side is not None and isinstance(protocol, WordProtocol):
+        protocol = replace(protocol, side=given.side)
+    if given.kind and protocol.kind not in (None, given.kind):
+        raise ValueError(f"{protocol.name} is a protocol of kind {protocol.kind}, not {given.kind}")
+    return protocol
+
+
+def _reconstruction(given: argparse.Namespace, protocol: Protocol) -> list[str]:
+    found = find_items(given.data, protocol.kind or given.kind, given.limit)
+    tokenizer = Tokenizer.load(given.model, device=given.device, dtype=given.dtype)
+    networks = load_networks(
+        inception=given.inception,
+        i3d=given.i3d,
+        vgg=given.lpips_vgg,
+        heads=given.lpips_heads,
+        device=tokenizer.device,
+    )
+    splats = None
+    if found.kind == "asset":
+        splats = SplatDecoder.load(given.splats or "tiny-splats", device=tokenizer.device)
+    results = evaluate(
+        tokenizer, protocol, found, networks, frames_as_images=bool(given.frames_as_images), splats=splats
+    )
+    lines = conditions(tokenizer, protocol, found, networks, results)
+    if splats is not None:
+        lines.append(f"drawn through the Gaussian decoder {splats.name}, weights {splats.revision[:12]}")
+    name = _signature(tokenizer)
+    printed = _printed(table(name, protocol, found, results), lines)
+    if given.output is not None:
+        _write(given.output, record(tokenizer, protocol, found, networks, results, lines))
+        latents = results[0].stats.latents
+        if latents.count > 1:
+            place = given.output.parent / sidecar_name(given.model)
+            _write(place, results[0].stats.latents_record(name, lines[0]))
+            printed.append(f"- mean and deviation of the {len(latents.mean)} latent channels: {place}")
+    return printed
+
+
+def _words(given: argparse.Namespace, protocol: WordProtocol) -> list[str]:
+    kind = protocol.kind or given.kind
+    if protocol.task == "zero-shot":
+        chosen = given.prompts or "clip"
+        # Next to any set the one sentence: figures of both are published.
+        prompts = {f"{name} ({len(get_prompts(name))})": get_prompts(name) for name in dict.fromkeys((chosen, "plain"))}
+        labelled = label_items(find_items(given.data, kind, given.limit), given.data, given.classnames)
+        tokenizer, tower = _towers(given)
+        rows = zero_shot_rows(tokenizer, protocol, labelled, tower, prompts)
+        lines = word_conditions(tokenizer, protocol, labelled, tower)
+        document = word_record(tokenizer, protocol, labelled, rows, lines)
+    else:
+        captioned = caption_items(
+            given.data, kind, given.captions, split=protocol.split, texts=protocol.texts, limit=given.limit
+        )
+        tokenizer, tower = _towers(given)
+        rows = retrieval_rows(tokenizer, protocol, captioned, tower)
+        lines = word_conditions(tokenizer, protocol, captioned, tower)
+        document = word_record(tokenizer, protocol, captioned, rows, lines)
+    if given.output is not None:
+        _write(given.output, document)
+    return _printed(word_table(_signature(tokenizer), protocol, rows), lines)
+
+
+def _towers(given: argparse.Namespace) -> tuple[Tokenizer, TextTower]:
+    tokenizer = Tokenizer.load(given.model, device=given.device, dtype=given.dtype)
+    return tokenizer, TextTower(given.text_tower, tokenizer.config.encoder.width, tokenizer.device)
+
+
+def _signature(tokenizer: Tokenizer) -> str:
+    return f"{tokenizer.name} {tokenizer.revision[:12]}"
+
+
+def _printed(rows: Sequence[str], lines: Sequence[str]) -> list[str]:
+    return [*rows, "", *(f"- {line}" for line in lines)]
+
+
+def _write(path: Path, document: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description="Figures of a model.")
+    parser.add_argument("model", help="bundled name or weights file")
+    parser.add_argument(
+        "--protocol", metavar="NAME", help=f"{', '.join([*PROTOCOLS, *WORD_PROTOCOLS])}; none: the held-out split"
+    )
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help=f"folder, with its subfolders; without a protocol {DATA}"
+    )
+    group = parser.add_argument_group("without a protocol")
+    group.add_argument("--split", choices=("eval", "validation"), help="default eval")
+    group.add_argument(
+        "--side", type=int, help=f"pixels of the centre crop ({SIDE}); with words, of the resized square"
+    )
+    group = parser.add_argument_group("with any protocol")
+    group.add_argument("--kind", choices=tuple(SUFFIXES), help="of the files, where a folder holds several")
+    group.add_argument("--filter", choices=tuple(FILTERS), help="of the resize, instead of the protocol's")
+    group.add_argument("--limit", type=int, metavar="N", help="so many items, evenly spaced")
+    group.add_argument("--device", help="default: the GPU if there is one")
+    group.add_argument("--dtype", help="float32, bfloat16 or float16; default as Tokenizer.load")
+    group.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE.json",
+        help="write everything; a continuous model's latents go beside it (MODEL.latents.json)",
+    )
+    group = parser.add_argument_group("reconstruction")
+    group.add_argument("--inception", type=Path, metavar="FILE", help="rFID: inception-2015-12-05.pt")
+    group.add_argument("--i3d", type=Path, metavar="FILE", help="rFVD: i3d_torchscript.pt")
+    group.add_argument("--lpips-vgg", type=Path, metavar="FILE", help="LPIPS: torchvision's VGG16")
+    group.add_argument("--lpips-heads", type=Path, metavar="FILE", help="LPIPS: published heads of VGG")
+    group.add_argument("--splats", help="Gaussian decoder of 3D, bundled name (tiny-splats) or weights file")
+    group.add_argument(
+        "--frames-as-images", action="store_true", default=None, help="code the frames of clips as images too"
+    )
+    group = parser.add_argument_group("zero-shot and retrieval")
+    group.add_argument("--text-tower", type=Path, metavar="DIR", help="folder of SigLIP 2, whose text tower is used")
+    group.add_argument("--classnames", type=Path, metavar="FILE", help="what class folders stand for (zero-shot)")
+    group.add_argument(
+        "--prompts", metavar="SET", help=f"{', '.join(PROMPTS)} or a file with a prompt a line (zero-shot; clip)"
+    )
+    group.add_argument("--captions", type=Path, metavar="FILE", help="texts, where not DIR/captions.json (retrieval)")
+    return parser
 
 
 if __name__ == "__main__":

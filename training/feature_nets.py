@@ -152,8 +152,13 @@ def load_networks(
 ) -> Networks:
     """Load what is given; the rest is noted as missing, with the command that gets it, and never replaced.
 
-    Raises FileNotFoundError or ValueError for a file that is given and cannot be used.
+    Raises FileNotFoundError that names all files that are given and not there, with the command that gets each;
+    ValueError for one that cannot be used.
     """
+    helps = {path: form.help() for form, path in ((INCEPTION, inception), (I3D, i3d)) if path}
+    helps |= {path: f"For LPIPS, {COMMANDS[name]}" for name, path in (("vgg", vgg), ("lpips", heads)) if path}
+    if absent := [f"{path}: no such file. {help}" for path, help in helps.items() if not path.is_file()]:
+        raise FileNotFoundError("; ".join(absent))
     missing: dict[str, str] = {}
     nets: dict[str, FeatureNet | None] = {}
     for form, path in ((INCEPTION, inception), (I3D, i3d)):
@@ -182,9 +187,7 @@ def _lpips(vgg: Path, heads: Path, device: torch.device | str) -> Callable[[Tens
     from training.perceptual import load_lpips
     from training.vgg import load_vgg
 
-    for path, name in ((vgg, "vgg"), (heads, "lpips")):
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file. For LPIPS, {COMMANDS[name]}")
+    for path in (vgg, heads):
         verify(path)
     net, distance = load_vgg(vgg).to(device), load_lpips(heads).to(device)
 

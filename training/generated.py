@@ -42,6 +42,12 @@ class Generated:
         """See Source."""
         return [self._one(kind, number) for number in numbers]
 
+    def ahead(self, kind: Kind, numbers: Sequence[int]) -> None:
+        """See Source. They are drawn when they are asked for."""
+
+    def close(self) -> None:
+        """See Source. There is nothing to close."""
+
     def _one(self, kind: Kind, number: int) -> Sample:
         rng = np.random.default_rng([self.seed, KINDS.index(kind), number])
         colour = str(rng.choice(list(COLOURS)))

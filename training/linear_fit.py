@@ -63,7 +63,8 @@ def fit_linear_decoder(net: ATokenNet, batches: Iterable[PackedTokens], log_floo
 
 def decoder_input(net: ATokenNet, packed: PackedTokens) -> Tensor:
     """The latents that serving would decode, [N, L]: posterior means, or quantised values."""
-    if net.digits is not None and net.linear_path is not None and not net.proj.weight.any():
+    own = net.proj.weight[: net.config.latent_channels]
+    if net.digits is not None and net.linear_path is not None and not own.any():
         # Without a correction by the encoder its blocks have no say in the codes, and need not run.
         mean = net.linear_path.encode(packed.feats, packed.moving)
     else:

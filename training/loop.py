@@ -1,4 +1,6 @@
-"""The training loop: batch, forward, loss, step, average; nothing else.
+"""The training loop of a stage: batch, forward, loss, step, average; nothing else.
+
+Several processes (torchrun) draw batches of their own and take the mean of their gradients.
 
 N tokens, L latent channels.
 """
@@ -13,7 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from model.network import ATokenNet
@@ -21,6 +25,7 @@ from model.packed import PackedTokens
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.config import OptimConfig, TrainConfig
 from training.data import Library, training_batch
+from training.distill import Distillation
 from training.linear_fit import decoder_input
 from training.losses import Losses, combine, gaussian_kl, reconstruction
 
@@ -45,19 +50,28 @@ class Limits:
 class Trainer:
     """A run in progress: network, averaged network, optimiser and place in the schedule."""
 
-    def __init__(self, config: TrainConfig, net: ATokenNet, library: Library) -> None:
+    def __init__(
+        self, config: TrainConfig, net: ATokenNet, library: Library, distillation: Distillation | None = None
+    ) -> None:
         self.config = config
         self.net = net.train().requires_grad_(True)
         self.library = library
+        self.distillation = distillation
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.step = 0
         self.elapsed_s = 0.0
+        self.said: dict[str, float] = {}
         if not config.train_encoder:
             _freeze_way_in(net)
         if config.optim.linear_scale == 0 and net.linear_path is not None:
             net.linear_path.requires_grad_(False)
-        # The pooling head gets no gradient from a reconstruction.
-        net.encoder.head.requires_grad_(False)
-        self.optimizer = _optimizer(net, config.optim)
+        if distillation is None:
+            # The pooling head gets no gradient from a reconstruction.
+            net.encoder.head.requires_grad_(False)
+        if self.world > 1:
+            for value in (*net.parameters(), *(distillation.parameters() if distillation else ())):
+                dist.broadcast(value.data, 0)
+        self.optimizer = _optimizer(net, config.optim, distillation)
         self.ema = copy.deepcopy(net).eval().requires_grad_(False)
 
     def restore(self, state: Checkpoint) -> None:
@@ -65,6 +79,8 @@ class Trainer:
         self.net.load_state_dict(state.model)
         self.ema.load_state_dict(state.ema)
         self.optimizer.load_state_dict(state.optimizer)
+        if self.distillation is not None:
+            self.distillation.load_state_dict(state.distillation)
         self.step, self.elapsed_s = state.step, state.elapsed_s
 
     def state(self) -> Checkpoint:
@@ -76,6 +92,7 @@ class Trainer:
             model=self.net.state_dict(),
             ema=self.ema.state_dict(),
             optimizer=self.optimizer.state_dict(),
+            distillation={} if self.distillation is None else self.distillation.state_dict(),
         )
 
     def run(
@@ -96,25 +113,36 @@ class Trainer:
             losses.append(float(result.total.detach()))
             if not math.isfinite(losses[-1]):
                 raise FloatingPointError(f"loss {losses[-1]} at step {self.step}: the run is broken, nothing is saved")
-            if self.step % limits.log_every == 0:
+            if self.step % limits.log_every == 0 and self.rank == 0:
                 line = self._line(result, losses[-limits.log_every :])
                 log(line)
                 with (folder / "log.jsonl").open("a") as file:
                     file.write(line + "\n")
             if self.elapsed_s - saved_s > limits.save_every_s:
-                save_checkpoint(folder, self.state())
+                self._save(folder)
                 saved_s = self.elapsed_s
-        save_checkpoint(folder, self.state())
+        self._save(folder)
         return losses
+
+    def _save(self, folder: Path) -> None:
+        if self.rank == 0:
+            save_checkpoint(folder, self.state())
 
     def train_step(self, progress: float) -> Losses:
         """One step. progress: 0 to 1, place in the cosine. The batch and the noise depend on (seed, step) alone."""
-        packed = training_batch(self.config.seed, self.step, self.library, self.config.data, self.net.config)
-        noise = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
+        number = self.step * self.world + self.rank
+        packed = training_batch(self.config.seed, number, self.library, self.config.data, self.net.config)
+        noise = torch.Generator().manual_seed(self.config.seed * 1_000_003 + number)
         for group in self.optimizer.param_groups:
             group["lr"] = group["scale"] * learning_rate(self.config.optim, self.step, progress)
         losses = self.losses(packed, noise)
         losses.total.backward()
+        self.said = {}
+        if self.distillation is not None:
+            # Apart from the reconstruction, so that only one of the two graphs is in memory.
+            semantic, self.said = self.distillation.loss(self.net, np.random.default_rng([self.config.seed, 1, number]))
+            semantic.backward()
+        self._average_gradients()
         nn.utils.clip_grad_norm_(self.net.parameters(), self.config.optim.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -138,7 +166,24 @@ class Trainer:
 
     def _progress(self, limits: Limits) -> float:
         spent = 0.0 if limits.minutes is None else self.elapsed_s / (60 * limits.minutes)
-        return max(self.step / self.config.steps, spent)
+        progress = max(self.step / self.config.steps, spent)
+        if self.world == 1:
+            return progress
+        # Clocks differ: all processes must stop at the same step.
+        agreed = torch.tensor(progress, dtype=torch.float64)
+        dist.broadcast(agreed, 0)
+        return float(agreed)
+
+    def _average_gradients(self) -> None:
+        if self.world == 1:
+            return
+        gradients = [value.grad for group in self.optimizer.param_groups for value in group["params"]]
+        held = [gradient for gradient in gradients if gradient is not None]
+        flat = torch.cat([gradient.flatten() for gradient in held])
+        dist.all_reduce(flat)
+        parts = (flat / self.world).split([gradient.numel() for gradient in held])
+        for gradient, part in zip(held, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -156,6 +201,7 @@ class Trainer:
                 "l1": round(float(result.l1), 5),
                 "log_mse": round(float(result.log_mse), 4),
                 "kl": round(float(result.kl), 3),
+                **{name: round(value, 4) for name, value in self.said.items()},
                 "lr": self.optimizer.param_groups[0]["lr"],
             }
         )
@@ -168,7 +214,7 @@ def learning_rate(config: OptimConfig, step: int, progress: float) -> float:
     return config.lr * warm * (config.final + (1 - config.final) * cosine)
 
 
-def _optimizer(net: ATokenNet, config: OptimConfig) -> torch.optim.AdamW:
+def _optimizer(net: ATokenNet, config: OptimConfig, distillation: Distillation | None) -> torch.optim.AdamW:
     """Groups by how fast they may move (blocks, edges, linear path) and whether they decay."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
@@ -180,6 +226,8 @@ def _optimizer(net: ATokenNet, config: OptimConfig) -> torch.optim.AdamW:
             # Matrices of the blocks decay towards the identity of their branch; the solution at the edges must not.
             decay = config.weight_decay if parameter.ndim == 2 and scale == 1.0 and LINEAR not in name else 0.0
             groups.setdefault((scale, decay), []).append(parameter)
+    if distillation is not None:
+        groups.setdefault((1.0, 0.0), []).extend(distillation.parameters())
     return torch.optim.AdamW(
         [{"params": params, "scale": scale, "weight_decay": decay} for (scale, decay), params in groups.items()],
         lr=config.lr,

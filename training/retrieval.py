@@ -8,22 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-SHORT_PROMPTS = (
-    "itap of a {}.",
-    "a bad photo of the {}.",
-    "a origami {}.",
-    "a photo of the large {}.",
-    "a {} in a video game.",
-    "art of the {}.",
-    "a photo of the small {}.",
-)
-"""The seven prompts that CLIP's authors found to do nearly as well as their eighty; a file may hold those."""
 
 
 @dataclass(frozen=True)
@@ -75,18 +63,10 @@ def _nearest(asked: Tensor, known: Tensor, k: int) -> Tensor:
     return torch.cat(parts)
 
 
-def read_prompts(path: Path) -> tuple[str, ...]:
-    """Prompts of a file, one a line, each with {} where the name goes. Raises ValueError for others."""
-    lines = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
-    wrong = [line for line in lines if line.count("{}") != 1]
-    if wrong or not lines:
-        raise ValueError(f"{path}: {wrong[0]!r} has no single {{}}" if wrong else f"{path}: no prompt in it")
-    return lines
-
-
 def class_embeddings(names: Sequence[str], prompts: Sequence[str], embed: Callable[[list[str]], Tensor]) -> Tensor:
     """One embedding a class, [K, C]: the mean over prompts of unit vectors, made a unit vector again."""
-    rows = [F.normalize(embed([prompt.format(name) for prompt in prompts]).float(), dim=-1).mean(0) for name in names]
+    texts = ([prompt.replace("{}", name) for prompt in prompts] for name in names)
+    rows = [F.normalize(embed(said).float(), dim=-1).mean(0) for said in texts]
     return F.normalize(torch.stack(rows), dim=-1)
 
 

@@ -1,25 +1,25 @@
 """Shards as a Source: sample n of a kind is found by arithmetic, so that a run resumes anywhere on any number of ranks.
 
-The order is random twice: the shards of a lane in each epoch, and the samples of a shard. A lane is every L-th shard;
-neighbouring numbers come from different lanes, and with L a multiple of the ranks each rank reads only its own shards.
+Samples are decoded by threads, a step ahead. One that cannot be used is replaced by another of its lane.
 """
 
 from __future__ import annotations
 
-import itertools
+import math
 import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from threading import Lock
+from threading import Event, Lock
 
 import numpy as np
 
 from media.errors import MediaError
 from training.batches import Kind, Sample
 from training.samples import sample_of
-from training.shards import Record, Shard, read_shard
+from training.shard_file import OpenShard
+from training.shard_order import Corpus, Mixture
+from training.shards import Shard
 from training.stages import Stage
 
 MODALITY: dict[Kind, str] = {
@@ -30,9 +30,6 @@ MODALITY: dict[Kind, str] = {
     "asset_rec": "assets",
     "asset_sem": "assets",
 }
-SLOTS = 1000
-"""Samples after which the mixture of corpora repeats; shares are exact to 1 / SLOTS."""
-
 TRIES = 16
 """Samples that may be bad in a row before the run stops."""
 
@@ -41,33 +38,12 @@ class BadSamplesError(RuntimeError):
     """More samples than allowed could not be used."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Corpus:
-    """Shards of one origin. weight: its share among the corpora of a modality; None: by the number of its samples."""
-
-    name: str
-    shards: tuple[Shard, ...]
-    weight: float | None = None
-
-    @property
-    def count(self) -> int:
-        """Its samples."""
-        return sum(shard.count for shard in self.shards)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a sample is."""
-
-    shard: Shard
-    index: int
-
-
 class ShardSource:
     """A Source over corpora of images, videos and assets, for one stage.
 
-    lanes: shards that are open at a time, over all ranks; a multiple of the ranks. workers: threads that decode.
-    most_bad: share of samples that may be unusable, once `patience` were drawn.
+    lanes: shards that are read side by side, over all ranks; part of the order, so the same for all of a run. ranks:
+    that share them. workers: threads that decode. most_bad: share that may be lost, of all samples to shards that
+    cannot be read, and of those drawn to what cannot be decoded (once `patience` were drawn).
     """
 
     def __init__(
@@ -77,71 +53,108 @@ class ShardSource:
         *,
         seed: int = 0,
         lanes: int = 8,
+        ranks: int = 1,
         workers: int = 2,
         most_bad: float = 0.01,
         patience: int = 1000,
         log: Callable[[str], None] = print,
     ) -> None:
-        kinds: list[Kind] = [*stage.cycle, *(["distill"] if stage.distill else [])]  # type: ignore[list-item]
+        kinds: list[Kind] = [*dict.fromkeys(stage.cycle), *(["distill"] if stage.distill else [])]  # type: ignore[list-item]
         for kind in kinds:
             modality = MODALITY[kind]
             if not corpora.get(modality):
                 raise ValueError(f"stage {stage.name} draws {kind}: no shards of {modality} are given")
+        if lanes < 1:
+            raise ValueError(f"{lanes} lanes; wanted 1 or more")
         self.stage = stage
-        self.seed = seed
         self.most_bad, self.patience = most_bad, patience
         self.log = log
         self.drawn = 0
         self.bad: Counter[str] = Counter()
-        self._orders = {modality: _Mixture(list(given), seed, lanes) for modality, given in corpora.items() if given}
-        self._cache = _ShardCache(lanes + 1, self._say)
+        self._lanes = lanes
+        self._seed = [seed, zlib.crc32(stage.name.encode())]
+        self._mixtures = {modality: Mixture(given, self._seed, lanes) for modality, given in corpora.items() if given}
+        self._counts = {modality: sum(corpus.count for corpus in given) for modality, given in corpora.items()}
+        self._lost: dict[str, dict[str, int]] = {modality: {} for modality in corpora}
+        # Each kind is somewhere else in its order. With too few places every sample would open its shard anew.
+        mine = lanes // math.gcd(lanes, ranks)
+        self._stopped = Event()
+        self._shelf = _Shelf(mine * (1 + sum(len(self._mixtures[MODALITY[kind]]) for kind in kinds)), self._open)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
         self._lock = Lock()
         self._said: set[str] = set()
-        self._ahead: tuple[Kind, tuple[int, ...], list[Future[Sample]]] | None = None
+        self._ahead: dict[tuple[Kind, int], Future[Sample]] = {}
 
     def draw(self, kind: Kind, numbers: Sequence[int]) -> list[Sample]:
-        """See Source. Begins to decode what a next call for as many will ask for.
+        """See Source. Raises BadSamplesError past the allowed share."""
+        self.ahead(kind, numbers)
+        futures = [self._ahead.pop((kind, number)) for number in numbers]
+        return [future.result() for future in futures]
 
-        Raises BadSamplesError past the allowed share.
-        """
-        wanted = tuple(numbers)
-        if self._ahead is not None and self._ahead[:2] == (kind, wanted):
-            futures = self._ahead[2]
-        else:
-            futures = [self._pool.submit(self._one, kind, number) for number in wanted]
-        samples = [future.result() for future in futures]
-        if len(wanted) > 1:
-            step = wanted[1] - wanted[0]
-            following = tuple(range(wanted[-1] + step, wanted[-1] + step * (len(wanted) + 1), step))
-            self._ahead = (kind, following, [self._pool.submit(self._one, kind, number) for number in following])
-        return samples
+    def ahead(self, kind: Kind, numbers: Sequence[int]) -> None:
+        """See Source."""
+        for number in numbers:
+            if (kind, number) not in self._ahead:
+                self._ahead[kind, number] = self._pool.submit(self._one, kind, number)
 
     def close(self) -> None:
-        """Stop the workers."""
+        """Stop the workers at the sample they are at, and close the shards."""
+        self._stopped.set()
         self._pool.shutdown(cancel_futures=True)
+        self._ahead.clear()
+        self._shelf.clear()
 
     def _one(self, kind: Kind, number: int) -> Sample:
-        """Sample `number`, or the first usable one after it in its shard."""
-        place = self._orders[MODALITY[kind]].place(number)
+        """Sample `number`, or the first usable one after it."""
+        modality = MODALITY[kind]
         with self._lock:
             self.drawn += 1
         for step in range(TRIES):
-            index = (place.index + step) % place.shard.count
-            rng = np.random.default_rng([self.seed, zlib.crc32(kind.encode()), number, step])
+            # In its lane: first near, where the shard is open already, then further and further, out of a bad shard.
+            place = self._mixtures[modality].place(number + self._lanes * (4**step - 1))
+            shard = self._shelf.get(place.shard)
+            if len(shard) < place.shard.count:
+                self._lose(modality, place.shard, place.shard.count - len(shard))
+            if not len(shard):
+                continue
+            rng = np.random.default_rng([*self._seed, zlib.crc32(kind.encode()), number, step])
+            index = place.index % len(shard)
             try:
-                return sample_of(self._cache.record(place.shard, index), kind, self.stage, rng)
-            except (MediaError, ValueError) as error:
+                return sample_of(shard.record(index), kind, self.stage, rng)
+            except Exception as error:  # whatever a decoder thinks of damaged data: one sample is no reason to stop
                 self._count(place.shard, index, error)
-        raise BadSamplesError(f"{TRIES} samples of {place.shard.name} in a row cannot be used; see the lines before")
+        raise BadSamplesError(f"{TRIES} samples in a row cannot be used; the reasons are in the lines before")
+
+    def _open(self, shard: Shard) -> OpenShard:
+        found = OpenShard(shard.place, self._stopped)
+        if found.problem:
+            self._say(f"{found.problem}; {len(found)} samples of {shard.count} are used")
+        elif len(found) != shard.count:
+            self._say(f"{shard.place}: {len(found)} samples, {shard.count} by the index, which is of another shard")
+        return found
+
+    def _lose(self, modality: str, shard: Shard, count: int) -> None:
+        """Samples that a shard should have, once for each shard."""
+        with self._lock:
+            lost = self._lost[modality]
+            lost[shard.place] = count
+            total = sum(lost.values())
+        allowed = self.most_bad * self._counts[modality]
+        if total > allowed:
+            raise BadSamplesError(
+                f"{total} of {self._counts[modality]} {modality} cannot be read (last of {shard.place}); "
+                f"{self.most_bad:.1%} may be lost"
+            )
 
     def _count(self, shard: Shard, index: int, error: Exception) -> None:
         reason = error.code if isinstance(error, MediaError) else type(error).__name__
         with self._lock:
             self.bad[reason] += 1
             bad, drawn = self.bad.total(), self.drawn
-        self._say(f"{shard.name}, sample {index}: left out: {error}")
-        if drawn >= self.patience and bad > self.most_bad * drawn:
+        self._say(f"{shard.name}, sample {index}: left out: {error or reason}")
+        allowed = self.most_bad * drawn
+        # Four deviations of chance: of many ranks that each see a part, one would soon be unlucky.
+        if drawn >= self.patience and bad > allowed + 4 * math.sqrt(allowed):
             reasons = ", ".join(f"{name} {count}" for name, count in self.bad.most_common())
             raise BadSamplesError(
                 f"{bad} of {drawn} samples cannot be used ({reasons}); {self.most_bad:.1%} are allowed"
@@ -150,72 +163,22 @@ class ShardSource:
     def _say(self, line: str) -> None:
         """Once."""
         with self._lock:
-            new = line not in self._said
+            new = line not in self._said and not self._stopped.is_set()
             self._said.add(line)
         if new:
             self.log(line)
 
 
-class _Mixture:
-    """Corpora in fixed shares: slot n mod SLOTS belongs to one of them."""
+class _Shelf:
+    """The shards that were used last, open. Each is opened by the first thread that wants it; others wait."""
 
-    def __init__(self, corpora: list[Corpus], seed: int, lanes: int) -> None:
-        weights = np.array([corpus.count if corpus.weight is None else corpus.weight for corpus in corpora], float)
-        if not weights.sum() > 0 or (weights < 0).any():
-            raise ValueError(f"weights {weights.tolist()} of {', '.join(c.name for c in corpora)}; wanted some above 0")
-        exact = weights / weights.sum() * SLOTS
-        counts = np.floor(exact).astype(int)
-        for index in np.argsort(counts - exact)[: SLOTS - counts.sum()]:
-            counts[index] += 1
-        owners = np.repeat(np.arange(len(corpora)), counts)
-        self._owners = np.random.default_rng([seed, 1]).permutation(owners)
-        self._counts = counts
-        self._before = [np.cumsum(self._owners == index) for index in range(len(corpora))]
-        self._orders = [_Order(corpus, seed, lanes) for corpus in corpora]
-
-    def place(self, number: int) -> Place:
-        if len(self._orders) == 1:
-            return self._orders[0].place(number)
-        turn, slot = divmod(number, SLOTS)
-        owner = int(self._owners[slot])
-        return self._orders[owner].place(turn * int(self._counts[owner]) + int(self._before[owner][slot]) - 1)
-
-
-class _Order:
-    """The endless order of one corpus."""
-
-    def __init__(self, corpus: Corpus, seed: int, lanes: int) -> None:
-        shards = [shard for shard in corpus.shards if shard.count]
-        if not shards:
-            raise ValueError(f"corpus {corpus.name} has no samples")
-        self._seed = [seed, zlib.crc32(corpus.name.encode())]
-        count = min(lanes, len(shards))
-        self._lanes = [shards[lane::count] for lane in range(count)]
-
-    def place(self, number: int) -> Place:
-        turn, lane = divmod(number, len(self._lanes))
-        shards = self._lanes[lane]
-        epoch, index = divmod(turn, sum(shard.count for shard in shards))
-        order = np.random.default_rng([*self._seed, lane, epoch]).permutation(len(shards))
-        ends = list(itertools.accumulate(shards[i].count for i in order))
-        at = int(np.searchsorted(ends, index, side="right"))
-        shard = shards[order[at]]
-        inside = index - (ends[at - 1] if at else 0)
-        rng = np.random.default_rng([*self._seed, epoch, zlib.crc32(shard.name.encode())])
-        return Place(shard, int(rng.permutation(shard.count)[inside]))
-
-
-class _ShardCache:
-    """The shards that were used last, whole in memory."""
-
-    def __init__(self, most: int, say: Callable[[str], None]) -> None:
+    def __init__(self, most: int, opened: Callable[[Shard], OpenShard]) -> None:
         self._most = most
-        self._say = say
-        self._held: OrderedDict[str, Future[list[Record]]] = OrderedDict()
+        self._opened = opened
+        self._held: OrderedDict[str, Future[OpenShard]] = OrderedDict()
         self._lock = Lock()
 
-    def record(self, shard: Shard, index: int) -> Record:
-        """Raises ValueError where the shard ends before it."""
+    def get(self, shard: Shard) -> OpenShard:
         with self._lock:
             future = self._held.get(shard.place)
             mine = future is None
@@ -226,14 +189,11 @@ class _ShardCache:
             self._held.move_to_end(shard.place)
         if mine:
             try:
-                records, problem = read_shard(shard.place)
+                future.set_result(self._opened(shard))
             except BaseException as error:
                 future.set_exception(error)  # or others would wait for ever
-                raise
-            future.set_result(records)
-            if problem:
-                self._say(problem)
-        records = future.result()
-        if index >= len(records):
-            raise ValueError(f"the shard holds {len(records)} samples of {shard.count}")
-        return records[index]
+        return future.result()
+
+    def clear(self) -> None:
+        with self._lock:
+            self._held.clear()

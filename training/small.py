@@ -11,20 +11,26 @@ from pathlib import Path
 
 import torch
 
+from media.types import Voxels
 from model import weights
 from model.config import VARIANTS
 from model.network import ATokenNet, build
 from model.packed import PackedTokens
+from training.checkpoint import NAME as CHECKPOINT
 from training.checkpoint import load_checkpoint
 from training.config import RECIPES, TrainConfig
 from training.data import Library, load_library, training_batch
+from training.distill import Distillation, Lessons
+from training.lessons import load_lessons
 from training.linear_fit import fit_linear_decoder
 from training.loop import Limits, Trainer
 from training.pca import fit_components, moving_patches, still_patches
+from training.ranks import Ranks, joined
+from training.shown import cached_sets
 from training.start import start_at, start_digits
 
-FIT_BATCHES = 400
-"""Batches that the linear decoder is fitted to, before training and after it."""
+FIT_BATCHES, REFIT_BATCHES = 300, 150
+"""Batches that the linear decoder is fitted to, before training and after each stage."""
 
 DIGIT_BATCHES = 60
 
@@ -45,16 +51,18 @@ def prepare(config: TrainConfig, data: Path, library: Library) -> ATokenNet:
 
 def fit_batches(config: TrainConfig, library: Library, count: int, part: int) -> Iterator[PackedTokens]:
     """Larger batches for the closed-form fits, made as they are asked for; each part has others."""
-    data = replace(config.data, image_tokens=768, clip_tokens=640, sheets=0)
+    data = replace(config.data, image_tokens=768, clip_tokens=640, sheets=0, pieces=0)
     for step in range(count):
         yield training_batch(config.seed + 1, part * 100_000 + step, library, data, VARIANTS[config.variant])
 
 
-def export(trainer: Trainer, path: Path) -> None:
-    """Write the averaged weights as a file that Tokenizer.load takes, in float16."""
-    note = {"recipe": json.dumps(trainer.config.to_json()), "steps": str(trainer.step)}
-    weights.save(trainer.ema, path, dtype=torch.float16, metadata=note)
-    path.chmod(0o644)
+def export(net: ATokenNet, config: TrainConfig, steps: int, path: Path, dtype: torch.dtype) -> None:
+    """Write a network as a file that Tokenizer.load takes."""
+    note = {"recipe": json.dumps(config.to_json()), "steps": str(steps)}
+    partial = path.with_suffix(".partial")
+    weights.save(net, partial, dtype=dtype, metadata=note)
+    partial.chmod(0o644)
+    partial.replace(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,42 +70,125 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.train", description="Train one of the small models.")
     parser.add_argument("recipe", choices=sorted(RECIPES), help="which model, and how")
     parser.add_argument(
-        "--data", type=Path, default=Path("../shared/data"), help="folder with images/train, videos/train"
+        "--data", type=Path, default=Path("../shared/data"), help="folder with images/train, videos/train, meshes/train"
     )
-    parser.add_argument("--out", type=Path, help="folder of the run (default runs/RECIPE)")
-    parser.add_argument("--resume", type=Path, metavar="DIR", help="go on from the checkpoint in this folder")
+    parser.add_argument(
+        "--more", type=Path, action="append", default=[], metavar="DIR", help="a folder of more pictures"
+    )
+    parser.add_argument("--out", type=Path, help="folder of the run (default runs/RECIPE); the same again goes on")
+    parser.add_argument("--lessons", type=Path, default=Path("runs/lessons"), help="folder for what the teachers say")
+    parser.add_argument("--no-semantics", dest="semantics", action="store_false", help="without teachers")
+    parser.add_argument("--encoder", type=Path, metavar="FILE", help="tiny-discrete: the encoder of this model")
     parser.add_argument("--minutes", type=float, help="end the schedule after this much time, over all sittings")
-    parser.add_argument("--steps", type=int, help="end the schedule after so many steps")
+    parser.add_argument("--steps", type=int, help="end each stage after so many steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-refit", dest="refit", action="store_false", help="leave the linear decoder as trained")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     try:
-        return _run(given)
+        with joined() as ranks:
+            return _run(given, ranks)
     except FileNotFoundError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
-def _run(given: argparse.Namespace) -> int:
-    folder: Path = given.resume or given.out or Path("runs") / given.recipe
-    library = load_library(given.data)
-    if given.resume:
-        state = load_checkpoint(folder)
-        config = state.config
-        trainer = Trainer(config, build(VARIANTS[config.variant]), library)
-        trainer.restore(state)
-    else:
-        config = replace(RECIPES[given.recipe], seed=given.seed)
-        if given.steps is not None:
-            config = replace(config, steps=given.steps)
-        trainer = Trainer(config, prepare(config, given.data, library), library)
-    print(json.dumps(config.to_json()), flush=True)
-    trainer.run(folder, Limits(minutes=given.minutes), log=lambda line: print(line, flush=True))
-    if given.refit:
-        fit_linear_decoder(trainer.ema, fit_batches(config, library, FIT_BATCHES, part=2), config.loss.log_floor)
-    path = folder / f"{config.variant}.safetensors"
-    export(trainer, path)
-    print(f"{trainer.step} steps in {trainer.elapsed_s / 60:.1f} minutes; weights in {path}")
+def _run(given: argparse.Namespace, ranks: Ranks) -> int:
+    folder: Path = given.out or Path("runs") / given.recipe
+    stages = [replace(stage, seed=given.seed) for stage in RECIPES[given.recipe]]
+    if given.steps is not None:
+        stages = [replace(stage, steps=given.steps) for stage in stages]
+    library = load_library(given.data, given.more)
+    lessons = _lessons(given, stages, ranks)
+    if any(stage.data.pieces for stage in stages):
+        library = replace(library, sets=_sets(given, lessons))
+    before: ATokenNet | None = None
+    for stage in stages:
+        done = folder / f"{stage.stage}.safetensors"
+        if not done.is_file():
+            _run_stage(given, stage, before, library, lessons, folder, ranks)
+        ranks.wait()
+        before = weights.load(done)
+    assert before is not None
+    path = folder / f"{given.recipe}.safetensors"
+    if given.encoder is not None:
+        take_encoder(before, weights.load(given.encoder))
+    if ranks.first:
+        export(before, stages[-1], stages[-1].steps, path, torch.float16)
+        print(f"weights in {path}")
     return 0
+
+
+def _run_stage(
+    given: argparse.Namespace,
+    config: TrainConfig,
+    before: ATokenNet | None,
+    library: Library,
+    lessons: Lessons | None,
+    folder: Path,
+    ranks: Ranks,
+) -> None:
+    place = folder / config.stage
+    resumed = (place / CHECKPOINT).is_file()
+    if resumed:
+        net = build(VARIANTS[config.variant])
+    elif before is not None:
+        net = before
+    else:
+        net = prepare(config, given.data, library)
+    distillation = None
+    if lessons is not None and config.semantic.tokens:
+        torch.manual_seed(config.seed)
+        distillation = Distillation(config.semantic, lessons, net.config.encoder.width)
+    trainer = Trainer(config, net, library, distillation)
+    if resumed:
+        state = load_checkpoint(place)
+        if state.config != config:
+            raise ValueError(f"{place} was begun with another recipe; wanted {config.stage} as it is now")
+        trainer.restore(state)
+    say = _say if ranks.first else _silent
+    say(json.dumps(config.to_json()))
+    minutes = None if given.minutes is None else given.minutes * config.minutes
+    trainer.run(place, Limits(minutes=minutes), log=say)
+    if not ranks.first:
+        return
+    if given.refit:
+        fit_linear_decoder(trainer.ema, fit_batches(config, library, REFIT_BATCHES, part=2), config.loss.log_floor)
+    export(trainer.ema, config, trainer.step, folder / f"{config.stage}.safetensors", torch.float32)
+    _say(f"{config.stage}: {trainer.step} steps in {trainer.elapsed_s / 60:.1f} minutes")
+
+
+def _lessons(given: argparse.Namespace, stages: Sequence[TrainConfig], ranks: Ranks) -> Lessons | None:
+    """What the teachers say; one process asks them, the others read it."""
+    if not given.semantics or not any(stage.semantic.tokens for stage in stages):
+        return None
+    width = VARIANTS[stages[0].variant].encoder.width
+    if ranks.first:
+        load_lessons(given.data, given.more, given.lessons, width, given.seed)
+    ranks.wait()
+    return load_lessons(given.data, given.more, given.lessons, width, given.seed)
+
+
+def _sets(given: argparse.Namespace, lessons: Lessons | None) -> tuple[Voxels, ...]:
+    """Voxels of the training meshes."""
+    if lessons is not None:
+        return lessons.sets.voxels if lessons.sets else ()
+    meshes = given.data / "meshes" / "train"
+    return cached_sets(meshes, None, given.lessons / "voxels.pt").voxels if meshes.is_dir() else ()
+
+
+@torch.no_grad()
+def take_encoder(net: ATokenNet, other: ATokenNet) -> None:
+    """The encoder of another model, and with it its embedding, for one whose codes do not depend on it."""
+    if net.proj.weight[: net.config.latent_channels].any():
+        raise ValueError("this model's latents depend on its own encoder")
+    net.encoder.load_state_dict(other.encoder.state_dict())
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _silent(_: str) -> None:
+    return

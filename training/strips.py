@@ -17,7 +17,7 @@ import PIL.ImageFont
 from media.types import UInt8Array
 from model import Tokenizer
 from training.data import centre_crop, flatten, read_film, read_picture
-from training.evaluate import Codec, model_codec, pca_codec
+from training.held_out import Codec, model_codec, pca_codec
 from training.metrics import psnr
 from training.pca import fit_components, moving_patches, still_patches
 

@@ -7,13 +7,15 @@ B pictures or texts, C channels of an embedding.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from training.perceptual import LPIPS, load_lpips
@@ -83,6 +85,27 @@ def load_teachers(paths: TeacherPaths, width: int, device: torch.device | str = 
     for net in (vgg, lpips, vision, text, clip):
         net.to(device)
     return Teachers(vgg=vgg, lpips=lpips, clip=clip, vision=vision, text=text)
+
+
+def load_text(folder: Path | None, width: int, device: torch.device | str = "cpu") -> nn.Module:
+    """SigLIP 2's text tower alone, frozen, as TextFeatures. width: C of the embeddings that texts are compared with.
+
+    Raises FileNotFoundError that says what is missing and how to get it, ValueError for one of another width or kind,
+    and for one that is damaged or lacks weights.
+    """
+    fault = _fault("siglip2", folder)
+    if fault or folder is None:
+        raise FileNotFoundError(f"text tower: {fault}. {COMMANDS['siglip2']}")
+    verify(folder)
+    size = _text_width(_config(folder, "siglip2"))
+    if size != width:
+        raise ValueError(
+            f"{folder}: its texts have {size} values, the embeddings of the model {width}; wanted the text tower that "
+            "the model was trained with"
+        )
+    from transformers import Siglip2TextModel
+
+    return _frozen(_Siglip2Text(_tower(Siglip2TextModel, folder))).to(device)
 
 
 def random_teachers(width: int, seed: int, device: torch.device | str = "cpu") -> Teachers:
@@ -160,16 +183,20 @@ def _siglip2(folder: Path, width: int) -> tuple[nn.Module, nn.Module]:
     from transformers import Siglip2TextModel, Siglip2VisionModel
 
     config = _config(folder, "siglip2")
-    text_config = config.text_config
     sizes = {
         "vision hidden_size": config.vision_config.hidden_size,
-        "text projection_size": getattr(text_config, "projection_size", None) or text_config.hidden_size,
+        "text projection_size": _text_width(config),
     }
     for what, size in sizes.items():
         if size != width:
             raise ValueError(f"{folder}: {what} is {size}, the encoder to be trained is {width} wide; they must agree")
     vision, text = (_tower(kind, folder) for kind in (Siglip2VisionModel, Siglip2TextModel))
     return _frozen(_Siglip2Vision(vision)), _frozen(_Siglip2Text(text))
+
+
+def _text_width(config: Any) -> int:
+    """Values of a text's embedding."""
+    return int(getattr(config.text_config, "projection_size", None) or config.text_config.hidden_size)
 
 
 def _clip(folder: Path) -> nn.Module:
@@ -183,22 +210,45 @@ def _config(folder: Path, *kinds: str) -> Any:
     """The library's configuration. Raises ValueError for a model of another kind."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    with _quiet():
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
     if config.model_type not in kinds:
         raise ValueError(f"{folder} is a {config.model_type} model; wanted {' or '.join(kinds)}")
     return config
 
 
 def _tower(kind: Any, folder: Path) -> Any:
-    """A tower in float32, whatever the file has. Raises ValueError where a weight is not in the file.
+    """A tower in float32, whatever the file has. Raises ValueError for a damaged file, and one without some weight.
 
     The library would fill the gap with random numbers and go on.
     """
-    tower, report = kind.from_pretrained(folder, local_files_only=True, dtype=torch.float32, output_loading_info=True)
+    options = {"local_files_only": True, "dtype": torch.float32, "output_loading_info": True}
+    try:
+        with _quiet():
+            tower, report = kind.from_pretrained(folder, **options)
+    except (SafetensorError, RuntimeError) as error:  # cut off, or of other sizes than its config.json says
+        raise ValueError(f"{folder}: not the weights of its config.json ({str(error).splitlines()[0][:100]})") from None
     absent = sorted(report["missing_keys"])
     if absent:
         raise ValueError(f"{folder} lacks {len(absent)} weights of {kind.__name__}, {absent[0]} first: get it again")
     return tower
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's bars and its page on the other tower's weights; what is missing is an error of ours."""
+    import transformers
+
+    logging: Any = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _frozen(net: nn.Module) -> nn.Module:

@@ -6,6 +6,7 @@ n tokens, K codebooks of S codes, L latent channels.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,3 +81,11 @@ class TokenStats:
             "model": model,
             "protocol": protocol,
         }
+
+
+def sidecar_name(model: str) -> str:
+    """NAME.latents.json for a model as Tokenizer.load takes it: of its file or folder, not of its size, so that two
+    models may lie in one folder."""
+    path = Path(model.rpartition("=")[2])
+    name = path.stem if path.suffix in {".safetensors", ".pt"} else path.name
+    return f"{name or 'model'}.latents.json"

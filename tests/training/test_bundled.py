@@ -9,7 +9,7 @@ from media.types import Image, UInt8Array, Video
 from model import Tokenizer
 from model.tokenizer import BUNDLED
 from tests.paths import DATA, needs_data
-from training.evaluate import eval_clips, eval_pictures, model_codec, pca_codec, score
+from training.held_out import eval_clips, eval_pictures, model_codec, pca_codec, score
 from training.metrics import psnr
 from training.pca import fit_components, still_patches
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from model import weights
-from tests.training.test_shards import write_images
+from tests.training.shard_files import write_images
 from tests.training.tiny_run import WIDTH, recipe
 from training.fresh import fresh
+from training.shard_file import OpenShard
 from training.train import main
 
 SMALL = [f"stages.{stage}.{key}" for stage in ("image", "video", "asset", "fsq") for key in ("steps=2", "distill=2")]
@@ -42,6 +43,23 @@ def test_a_stage_on_shards_and_again_for_the_next(tmp_path: Path, capsys: pytest
     video = ["--stage", "video", "--generated", "--start", str(tmp_path / "run" / "image.safetensors")]
     assert main(["tiny", "--out", str(tmp_path / "two"), "--random-teachers", *CHANGES, *video]) == 0
     assert (tmp_path / "two" / "video.safetensors").is_file()
+
+
+def test_shards_without_an_index_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for every stage and every look."""
+    shards = write_images(tmp_path / "shards", 8)
+    (tmp_path / "shards" / "index.json").unlink()
+    counted: list[str] = []
+
+    def opened(place: str) -> OpenShard:
+        counted.append(place)
+        return OpenShard(place)
+
+    monkeypatch.setattr("training.shards.OpenShard", opened)
+    words = ["--out", str(tmp_path / "run"), "--images", str(tmp_path / "shards"), "--random-teachers", *CHANGES]
+    words += ["--set", 'stages.image.batch={"image_rec": 2}', "--stage", "image", "--look-every", "1"]
+    assert main(["tiny", *words]) == 0
+    assert sorted(counted) == [shard.place for shard in shards]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
 
 from model import Tokenizer
 from model.config import VARIANTS
@@ -11,11 +13,11 @@ from model.network import ATokenNet, build
 from tests.training.conftest import SMALL
 from training.checkpoint import load_checkpoint
 from training.config import RECIPES, OptimConfig, TrainConfig
-from training.data import Library
+from training.data import Library, training_batch
 from training.loop import Limits, Trainer, learning_rate
 from training.small import export, main
 
-CONFIG = replace(RECIPES["tiny-continuous"], data=SMALL, steps=40, optim=OptimConfig(warmup_steps=5))
+CONFIG = replace(RECIPES["tiny-continuous"][0], data=SMALL, steps=40, optim=OptimConfig(warmup_steps=5))
 
 
 def copy_of(net: ATokenNet) -> ATokenNet:
@@ -83,7 +85,7 @@ def test_codes_train_the_decoder_alone(net: ATokenNet, library: Library) -> None
     state = {**discrete.state_dict(), **net.state_dict()}
     discrete.load_state_dict(state)
     trainer = Trainer(
-        replace(RECIPES["tiny-discrete"], data=SMALL, optim=OptimConfig(warmup_steps=1)), discrete, library
+        replace(RECIPES["tiny-discrete"][0], data=SMALL, optim=OptimConfig(warmup_steps=1)), discrete, library
     )
     before = {name: tensor.clone() for name, tensor in discrete.state_dict().items()}
     trainer.train_step(0.0)
@@ -103,14 +105,14 @@ def test_learning_rate_warms_up_and_falls() -> None:
 def test_what_is_exported_is_the_average_and_loads(net: ATokenNet, library: Library, tmp_path: Path) -> None:
     trainer = Trainer(CONFIG, net, library)
     trainer.train_step(0.0)
-    export(trainer, tmp_path / "small.safetensors")
+    export(trainer.ema, CONFIG, 1, tmp_path / "small.safetensors", torch.float16)
     tokenizer = Tokenizer.load(str(tmp_path / "small.safetensors"), device="cpu", dtype="float32")
     wanted = trainer.ema.linear_path.still.synthesis.half().float()
     assert torch.equal(tokenizer.net.linear_path.still.synthesis, wanted)
 
 
 def test_a_config_comes_back_from_json() -> None:
-    for config in RECIPES.values():
+    for config in (stage for stages in RECIPES.values() for stage in stages):
         assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
     with pytest.raises(TypeError, match="unknown"):
         TrainConfig.from_json({**CONFIG.to_json(), "unknown": 1})
@@ -129,3 +131,42 @@ def test_the_command_trains_and_resumes(data: Path, tmp_path: Path) -> None:
     assert first.step == 2
     assert main([*given, "--resume", str(tmp_path)]) == 0
     assert (tmp_path / "tiny-continuous.safetensors").is_file()
+
+
+def _one_of_two(rank: int, store: str, start: dict[str, torch.Tensor], library: Library, out: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    net = build(VARIANTS["tiny-continuous"])
+    # The second process starts elsewhere: the first one's weights must reach it.
+    net.load_state_dict(start if rank == 0 else {name: value + 1 for name, value in start.items()})
+    trainer = Trainer(CONFIG, net, library)
+    trainer.train_step(0.0)
+    torch.save(trainer.net.state_dict(), f"{out}-{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_take_the_mean_of_their_gradients(net: ATokenNet, library: Library, tmp_path: Path) -> None:
+    start = net.state_dict()
+    spawn(_one_of_two, (str(tmp_path / "store"), start, library, str(tmp_path / "after")), nprocs=2)
+    first, second = (torch.load(tmp_path / f"after-{rank}.pt") for rank in range(2))
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+    # One process that sees both batches: the mean of two losses has the mean of their gradients.
+    trainer = Trainer(CONFIG, copy_of(net), library)
+    gradients: dict[str, torch.Tensor] = {}
+    for number in range(2):
+        alone = Trainer(CONFIG, copy_of(net), library)
+        batch = training_batch(CONFIG.seed, number, library, CONFIG.data, net.config)
+        alone.losses(batch, torch.Generator().manual_seed(CONFIG.seed * 1_000_003 + number)).total.backward()
+        for name, parameter in alone.net.named_parameters():
+            if parameter.grad is not None:
+                gradients[name] = gradients.get(name, torch.zeros(())) + parameter.grad / 2
+    for name, parameter in trainer.net.named_parameters():
+        parameter.grad = gradients.get(name)
+    torch.nn.utils.clip_grad_norm_(trainer.net.parameters(), CONFIG.optim.clip)
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = group["scale"] * learning_rate(CONFIG.optim, 0, 0.0)
+    trainer.optimizer.step()
+    for name, value in trainer.net.state_dict().items():
+        torch.testing.assert_close(first[name], value, rtol=1e-3, atol=2e-5, msg=name)

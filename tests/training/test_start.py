@@ -9,7 +9,7 @@ from model.packed import PackedTokens
 from tests.training.conftest import SMALL, scene
 from training.config import LossConfig
 from training.data import Library, training_batch
-from training.evaluate import pca_codec
+from training.held_out import pca_codec
 from training.linear_fit import fit_linear_decoder
 from training.losses import reconstruction
 from training.pca import Components, fit_components

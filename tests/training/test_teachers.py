@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.training.small_siglip2 import save_siglip2
 from training.perceptual import LPIPS
 from training.teachers import TeacherPaths, load_teachers, random_teachers, verify
 from training.vgg import VGG16
@@ -28,13 +29,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     torch.save(VGG16().state_dict(), path / "vgg.pth")
     torch.save({name: value.abs() for name, value in LPIPS().state_dict().items()}, path / "heads.pth")
-    sizes = {"hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = transformers.Siglip2Config(
-        vision_config={**sizes, "patch_size": 16, "num_patches": 256},
-        text_config={**sizes, "vocab_size": 100, "projection_size": WIDTH, "max_position_embeddings": 64},
-    )
-    transformers.Siglip2Model(config).save_pretrained(path / "siglip2")
+    save_siglip2(path / "siglip2", WIDTH)
     (path / "siglip2" / "tokenizer.json").write_text("{}")  # read by training/text.py
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
     clip = transformers.CLIPVisionConfig(**sizes, patch_size=32, image_size=224, projection_dim=16)
     transformers.CLIPVisionModelWithProjection(clip).save_pretrained(path / "clip")
     return path

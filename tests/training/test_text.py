@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, processors
 
+from tests.training.small_siglip2 import save_vocabulary
+from training.prompts import SHORT
 from training.retrieval import (
-    SHORT_PROMPTS,
     Share,
     class_embeddings,
     neighbours,
-    read_prompts,
     retrieval,
     zero_shot,
 )
@@ -36,12 +36,6 @@ from training.text import CaptionTokens, clean
 )
 def test_cleaning(caption: str, wanted: str) -> None:
     assert clean(caption) == wanted
-
-
-def save_vocabulary(folder: Path, words: list[str]) -> None:
-    vocabulary = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
-    vocabulary.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    vocabulary.save(str(folder / "tokenizer.json"))
 
 
 def test_ids_end_and_are_padded_to_64(tmp_path: Path) -> None:
@@ -94,10 +88,10 @@ def test_classes_from_words() -> None:
     words = {"cat": torch.tensor([1.0, 0.0, 0.0]), "dog": torch.tensor([0.0, 1.0, 0.0])}
 
     def embed(prompts: list[str]) -> torch.Tensor:
-        assert len(prompts) == len(SHORT_PROMPTS)
+        assert len(prompts) == len(SHORT)
         return torch.stack([3 * words["cat" if "cat" in prompt else "dog"] for prompt in prompts])
 
-    classes = class_embeddings(["cat", "dog"], SHORT_PROMPTS, embed)
+    classes = class_embeddings(["cat", "dog"], SHORT, embed)
     torch.testing.assert_close(classes, torch.eye(2, 3))
     images = torch.tensor([[5.0, 1, 0], [0.1, 0.2, 9], [1, 0.9, 0]])
     assert zero_shot(images, classes, [0, 1, 1]) == Share(2, 3)
@@ -124,12 +118,3 @@ def test_neighbours_against_a_loop() -> None:
         most = max(near.count(name) for name in near)
         right += next(name for name in near if near.count(name) == most) == label
     assert neighbours(known, labels, asked, wanted, k=5) == Share(right, 25)
-
-
-def test_prompts_of_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "prompts.txt"
-    path.write_text("a photo of a {}.\n\nthe {}\n")
-    assert read_prompts(path) == ("a photo of a {}.", "the {}")
-    path.write_text("a photo\n")
-    with pytest.raises(ValueError, match=r"'a photo' has no single \{\}"):
-        read_prompts(path)

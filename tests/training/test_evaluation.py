@@ -1,4 +1,4 @@
-"""The benchmark: numbers as computed by hand, the traps of the field, and nothing printed that was not measured."""
+"""Reconstruction: numbers as computed by hand, the traps of the field, and nothing printed that was not measured."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from tests.paths import DATA, needs_data
 from tests.training.conftest import scene
 from tests.training.scripted import SMALL_I3D, SMALL_INCEPTION, Clips, Pictures, script
 from training import evaluation, feature_nets
-from training.benchmark import main
 from training.eval_items import find_items, read_clip, read_image
+from training.evaluate import main
 from training.evaluation import evaluate
 from training.feature_nets import Networks, load_feature_net
 from training.frechet import FeatureStats, frechet_distance
@@ -33,7 +33,7 @@ from training.metrics import psnr, ssim
 from training.protocols import PROTOCOLS
 from training.samples import voxels_bytes
 from training.tally import Tally, ssim_on
-from training.token_stats import CodeCounts, TokenStats
+from training.token_stats import CodeCounts, TokenStats, sidecar_name
 
 PLAIN = PROTOCOLS["plain"]
 
@@ -80,7 +80,7 @@ def small_nets(folder: Path) -> Networks:
 
 
 @needs_data
-def test_pictures_as_in_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str], continuous: Tokenizer) -> None:
+def test_pictures_and_the_sidecar(tmp_path: Path, capsys: pytest.CaptureFixture[str], continuous: Tokenizer) -> None:
     """Three pictures of the eval split: figures and the latents' sidecar against a direct computation."""
     output = tmp_path / "out" / "plain.json"
     folder = DATA / "images" / "eval"
@@ -99,7 +99,7 @@ def test_pictures_as_in_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert result["tokens"] == sum(len(item) for item in tokens)
 
     latents = np.concatenate([item.latents for item in tokens if item.latents is not None]).astype(np.float64)
-    sidecar = json.loads((tmp_path / "out" / "latents.json").read_text())
+    sidecar = json.loads((tmp_path / "out" / "tiny-continuous.latents.json").read_text())
     assert set(sidecar) == {"mean", "std", "count", "model", "protocol"}
     np.testing.assert_allclose(sidecar["mean"], latents.mean(0), atol=1e-5)
     np.testing.assert_allclose(sidecar["std"], latents.std(0, ddof=1), rtol=1e-4)
@@ -255,7 +255,7 @@ def test_networks_from_files(
     parts = result["frechet_parts"]["rFID"]
     assert result["values"]["rFID"] == pytest.approx(parts["mean"] + parts["covariance"])
     assert len(result["codebooks"]["perplexity"]) == 8
-    assert not (tmp_path / "latents.json").exists()
+    assert not list(tmp_path.glob("*latents*"))
 
 
 def test_a_mesh_scores_as_in_training(tmp_path: Path, continuous: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,8 +269,12 @@ def test_a_mesh_scores_as_in_training(tmp_path: Path, continuous: Tokenizer, mon
         return items[-1]
 
     monkeypatch.setattr(evaluation, "prepare", kept)
-    (result,) = evaluate(continuous, protocol, find_items(tmp_path, "asset"), Networks(), splats=splats)
+    networks = Networks(lpips=lambda seen, wanted: (seen - wanted).abs().mean((1, 2, 3)))
+    (result,) = evaluate(continuous, protocol, find_items(tmp_path, "asset"), networks, splats=splats)
     (item,) = items
+    shown = evaluation.views_of(splats.net, item, item.decoded)
+    by_hand = np.abs(shown.astype(np.float64) - item.pictures.numpy()).mean() / 127.5
+    assert result.values["LPIPS"] == pytest.approx(by_hand, rel=1e-3)
     wanted = score(splats.net, items)
     assert result.values["PSNR"] == pytest.approx(wanted["psnr"], abs=0.1)
     assert result.values["SSIM"] == pytest.approx(wanted["ssim"], abs=0.005)
@@ -336,6 +340,21 @@ def test_a_file_that_cannot_be_read_is_no_smaller_set(
     PIL.Image.fromarray(scene(0, 12, 32)).save(tmp_path / "b.png")
     with pytest.raises(ValueError, match=r"b\.png: 0 x 32 pixels at the size of plain; wanted one size, 16 or more"):
         evaluate(continuous, PLAIN, find_items(tmp_path, None), Networks())
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("tiny-continuous", "tiny-continuous.latents.json"),
+        ("runs/a/step.0100.safetensors", "step.0100.latents.json"),
+        ("so400m-continuous=weights/stage3.pt", "stage3.latents.json"),
+        ("so400m-continuous=weights/stage.2/", "stage.2.latents.json"),
+        (".", "model.latents.json"),
+    ],
+)
+def test_sidecars_are_named_after_the_file(model: str, name: str) -> None:
+    """Two models of one size in one folder would write over each other's."""
+    assert sidecar_name(model) == name
 
 
 def test_a_protocol_of_another_kind(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:

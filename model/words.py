@@ -1,0 +1,81 @@
+"""Words to the space of the bundled models' embeddings: a table with one vector a word, and their mean.
+
+No part of the published architecture, whose text tower is SigLIP 2's. C channels of an embedding.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from model.errors import UnsupportedError, WeightsError
+
+BUNDLED = Path(__file__).parent / "bundled" / "words"
+EMPTY_WORDS = frozenset(
+    ("a", "an", "the", "this", "that", "it", "its", "is", "are", "and", "or", "photo", "picture", "image")
+) | frozenset(("of", "in", "on", "at", "to", "with", "by", "from", "for"))
+"""What says nothing of a picture."""
+
+
+class WordTable:
+    """words: V of them; vectors: [V, C]; mean: [C], what the vector of any text has."""
+
+    def __init__(self, words: Sequence[str], vectors: Tensor, mean: Tensor) -> None:
+        self.words = tuple(words)
+        self._rows = {word: row for row, word in enumerate(self.words)}
+        self.vectors = vectors.float()
+        self.mean = mean.float()
+
+    @classmethod
+    def load(cls, name: str = "tiny-words") -> WordTable:
+        """A bundled table by its name, or a file. Raises UnsupportedError or WeightsError."""
+        path = BUNDLED / f"{name}.safetensors"
+        if not path.is_file():
+            path = Path(name)
+        if not path.is_file():
+            bundled = ", ".join(sorted(file.stem for file in BUNDLED.glob("*.safetensors")))
+            raise UnsupportedError(f"words {name!r}: no bundled table ({bundled}) and no file of that name")
+        try:
+            with safe_open(path, framework="pt") as file:
+                words = json.loads((file.metadata() or {})["words"])
+                vectors = file.get_tensor("levels").float() * file.get_tensor("steps")[:, None]
+                return cls(words, vectors, file.get_tensor("mean"))
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise WeightsError(f"{path.name}: not a table of words: {error}") from error
+
+    def save(self, path: Path, note: str) -> None:
+        """Write it with 8 bits a value."""
+        steps = self.vectors.abs().amax(1).clamp(min=1e-8) / 127
+        levels = (self.vectors / steps[:, None]).round().to(torch.int8)
+        tensors = {"levels": levels, "steps": steps, "mean": self.mean.contiguous()}
+        save_file(tensors, path, metadata={"words": json.dumps(self.words), "note": note})
+
+    def known(self, text: str) -> list[int]:
+        """Rows of the words of a text that the table has; of a plural that it lacks, the singular's."""
+        rows = []
+        for word in re.sub(r"[\W\d_]+", " ", text.lower()).split():
+            if word in EMPTY_WORDS:
+                continue
+            for form in (word, word.removesuffix("s"), word.removesuffix("es"), word + "s"):
+                if form in self._rows:
+                    rows.append(self._rows[form])
+                    break
+        return rows
+
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """Texts to embeddings [B, C] of length 1. Raises UnsupportedError for a text without a known word."""
+        parts = []
+        for text in texts:
+            rows = self.known(text)
+            if not rows:
+                raise UnsupportedError(f"{text!r}: no word of it is known; wanted plain English words")
+            parts.append(self.vectors[rows].mean(0) + self.mean)
+        return F.normalize(torch.stack(parts), dim=1)
