@@ -43,9 +43,12 @@ Column: TypeAlias = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class _Property:
-    """length: type of a list's length, None for one value."""
+    """kind: type of a value where it is stored; named: what the header calls it, which a text stores as float64 all the
+    same. length: type of a list's length, None for one value.
+    """
 
     kind: np.dtype[Any]
+    named: np.dtype[Any]
     length: np.dtype[Any] | None = None
 
 
@@ -100,17 +103,24 @@ def read_ply_mesh(data: bytes, limits: Limits) -> Mesh:
     triangles, owner = fans(whole(corners), sizes, limits)
     check_indices(triangles, vertices)
     points = checked_vertices(np.stack([vertex.columns[axis] for axis in "xyz"], axis=1).astype(np.float64))
-    of_face = _colours(face.columns)
-    mesh = coloured(points, triangles, _colours(vertex.columns), None if of_face is None else of_face[owner])
+    named = {element.name: element.properties for element in elements}
+    of_face = _colours(face.columns, named["face"])
+    of_vertex = _colours(vertex.columns, named["vertex"])
+    mesh = coloured(points, triangles, of_vertex, None if of_face is None else of_face[owner])
     if b"TextureFile" in data[:start]:
         return replace(mesh, notes=("the texture that the PLY file names is left out: only its colours are read",))
     return mesh
 
 
-def _colours(columns: dict[str, Column]) -> UInt8Array | None:
+def _colours(columns: dict[str, Column], properties: dict[str, _Property]) -> UInt8Array | None:
     for names in _COLOURS:
         if all(name in columns for name in names[:3]):
-            return rgba_bytes(np.stack([columns[name] for name in names if name in columns], axis=1))
+            values = np.stack([columns[name] for name in names if name in columns], axis=1)
+            named = properties[names[0]].named
+            if values.dtype.kind == "f" and named.kind in "iu":  # of a text: 255 is a byte, not 255 times full colour
+                span = np.iinfo(named)
+                values = np.nan_to_num(values).clip(span.min, span.max).astype(named)
+            return rgba_bytes(values)
     return None
 
 
@@ -133,9 +143,9 @@ def _read_header(data: bytes) -> tuple[bool, list[_Element], int]:
                 elements.append(_Element(name, int(count), {}))
                 continue
             case ["property", "list", length, kind, name] if length in _TYPES and kind in _TYPES:
-                added = _Property(_type(kind, order), _type(length, order))
+                added = _Property(_type(kind, order), np.dtype(_TYPES[kind]), _type(length, order))
             case ["property", kind, name] if kind in _TYPES:
-                added = _Property(_type(kind, order))
+                added = _Property(_type(kind, order), np.dtype(_TYPES[kind]))
             case _:
                 raise MediaError("corrupt_media", "a line of the PLY header is not understood")
         if not elements or name in elements[-1].properties:

@@ -3,11 +3,13 @@
 Each study trains its variants over several seeds from the same starts on the same samples, and writes a report with
 what came out, its spread, curves, seeds and the command. At the default size it shows how a study is done and answers
 for tiny networks only; the same command with a larger recipe, real shards and real teachers answers for those.
+
+Two studies train nothing and look at a given model instead: `shift` (shift_study.py) and `geometry`
+(geometry_study.py).
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import shutil
@@ -20,11 +22,13 @@ from pathlib import Path
 import torch
 
 from model.network import ATokenNet
+from training import geometry_study, shift_study
 from training.batches import Source, pack_samples
 from training.chain import Work, run_stages
 from training.curriculum import Habits
 from training.frechet import FeatureStats, frechet_distance
 from training.generated import Generated, hash_tokens
+from training.measured import Parser
 from training.perceptual import resample_224
 from training.pictures import images_of
 from training.ranks import joined
@@ -105,6 +109,13 @@ STUDIES: dict[str, Study] = {
         _curriculum,
     ),
 }
+
+
+MEASUREMENTS: dict[str, Callable[[Sequence[str]], int]] = {
+    "shift": shift_study.main,
+    "geometry": geometry_study.main,
+}
+"""Studies of a given model: they take the arguments after their name, and return the exit status."""
 
 
 def run_study(name: str, setting: Setting, log: Callable[[str], None] = print) -> Path:
@@ -208,14 +219,23 @@ def _curve(variant: str, seed: int, folder: Path, recipe: Recipe, collapsed: boo
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a study; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m training.study", description="One question about the recipe.")
-    parser.add_argument("name", choices=sorted(STUDIES))
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words and words[0] in MEASUREMENTS:
+        return MEASUREMENTS[words[0]](words[1:])
+    parser = Parser(
+        prog="python -m training.study",
+        description="One question about the recipe, answered by training.",
+        epilog=f"Of a given model, without training: {', '.join(sorted(MEASUREMENTS))}; each has its own --help.",
+    )
+    parser.add_argument("name", choices=sorted({*STUDIES, *MEASUREMENTS}))
     parser.add_argument("--out", type=Path, help="folder of the report (default runs/study-NAME)")
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     parser.add_argument("--steps", type=int, default=300, help="of a stage")
     parser.add_argument("--width", type=int, default=64, help="of the networks")
     parser.add_argument("--threads", type=int, default=1)
-    given = parser.parse_args(arguments)
+    given = parser.parse_args(words)
+    if given.name in MEASUREMENTS:
+        parser.error(f"{given.name} comes first, its own options after it")
     if min(given.seeds, given.steps) < 1:
         print(f"error: {given.seeds} seeds, {given.steps} steps; wanted 1 or more", file=sys.stderr)
         return 2

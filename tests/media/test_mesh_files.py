@@ -115,6 +115,15 @@ def test_every_format_puts_the_same_colours_at_the_same_places(data: bytes) -> N
     assert places == EXPECTED
 
 
+def test_bytes_of_a_text_are_shades_not_all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    shades = np.array([[200, 100, 3], [1, 128, 77], [2, 0, 254]], np.uint8)
+    monkeypatch.setattr(meshes, "COLOURS", shades)
+    for of_faces in (False, True):
+        text, binary = (load(meshes.ply(format, of_faces=of_faces)) for format in ("ascii", "binary_little_endian"))
+        assert set(painted_places(text).values()) == {tuple(shade) for shade in shades.tolist()}
+        assert painted_places(text) == painted_places(binary)
+
+
 @pytest.mark.parametrize(
     "data",
     [meshes.plain_gltf().glb(), meshes.stl(), meshes.stl_text(), meshes.obj(), meshes.obj_zip(mtl=b"newmtl other\n")],
