@@ -57,6 +57,7 @@ class WordTable:
         levels = (self.vectors / steps[:, None]).round().to(torch.int8)
         tensors = {"levels": levels, "steps": steps, "mean": self.mean.contiguous()}
         save_file(tensors, path, metadata={"words": json.dumps(self.words), "note": note})
+        path.chmod(0o644)  # safetensors writes for the owner alone
 
     def known(self, text: str) -> list[int]:
         """Rows of the words of a text that the table has; of a plural that it lacks, the singular's."""

@@ -88,7 +88,8 @@ class TrainConfig:
     """One stage of a run.
 
     variant: entry of model.config.VARIANTS. steps: length of the cosine. seed: of data and weights. minutes: share of
-    a run's time. train_encoder: False freezes the way to the latent (codes do not pass gradients).
+    a run's time. train_encoder: False freezes the way to the latent (codes do not pass gradients). train_features: False
+    freezes the encoder alone, and with it the embedding; its correction of the latents goes on learning.
     """
 
     stage: str
@@ -97,6 +98,7 @@ class TrainConfig:
     minutes: float = 1.0
     seed: int = 0
     train_encoder: bool = True
+    train_features: bool = True
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -131,12 +133,12 @@ _OPTIM = OptimConfig(lr=1.5e-3, edge_scale=0.3)
 RECIPES: dict[str, tuple[TrainConfig, ...]] = {
     "tiny-continuous": (
         TrainConfig(
-            stage="image", variant="tiny-continuous", minutes=0.35, optim=_OPTIM, data=_IMAGES, semantic=_SEMANTIC
+            stage="image", variant="tiny-continuous", minutes=0.25, optim=_OPTIM, data=_IMAGES, semantic=_SEMANTIC
         ),
         TrainConfig(
             stage="video",
             variant="tiny-continuous",
-            minutes=0.3,
+            minutes=0.22,
             optim=_OPTIM,
             data=replace(_IMAGES, image_tokens=256, clip_tokens=160),
             semantic=replace(_SEMANTIC, clip_chance=0.3),
@@ -144,10 +146,18 @@ RECIPES: dict[str, tuple[TrainConfig, ...]] = {
         TrainConfig(
             stage="asset",
             variant="tiny-continuous",
-            minutes=0.35,
+            minutes=0.25,
             optim=_OPTIM,
             data=replace(_IMAGES, image_tokens=256, clip_tokens=128, pieces=1),
             semantic=replace(_SEMANTIC, clip_chance=0.15, set_chance=0.15),
+        ),
+        TrainConfig(
+            stage="decoder",
+            variant="tiny-continuous",
+            minutes=0.28,
+            train_features=False,
+            optim=replace(_OPTIM, lr=1e-3),
+            data=replace(_IMAGES, image_tokens=448, clip_tokens=128, pieces=1),
         ),
     ),
     "tiny-discrete": (
@@ -160,4 +170,5 @@ RECIPES: dict[str, tuple[TrainConfig, ...]] = {
         ),
     ),
 }
-"""The published order of stages. Codes come last: their decoder learns anew, the encoder is that of the last stage."""
+"""The published order of stages; then the decoder alone, while the embedding stays. Codes come last: their decoder learns
+anew, the encoder is the same."""

@@ -63,6 +63,8 @@ class Trainer:
         self.said: dict[str, float] = {}
         if not config.train_encoder:
             _freeze_way_in(net)
+        if not config.train_features:
+            net.encoder.requires_grad_(False)
         if config.optim.linear_scale == 0 and net.linear_path is not None:
             net.linear_path.requires_grad_(False)
         if distillation is None:
@@ -155,7 +157,9 @@ class Trainer:
         kl = torch.zeros(())
         with torch.set_grad_enabled(self.config.train_encoder):
             if self.net.config.bottleneck == "gaussian":
-                mean, logvar = self.net.posterior(self.net.encode(packed), packed)
+                with torch.set_grad_enabled(self.config.train_encoder and self.config.train_features):
+                    features = self.net.encode(packed)
+                mean, logvar = self.net.posterior(features, packed)
                 latents = mean + (logvar / 2).exp() * torch.randn(mean.shape, generator=noise)
                 kl = gaussian_kl(mean, logvar)
             else:

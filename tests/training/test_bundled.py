@@ -3,15 +3,19 @@
 from collections.abc import Iterator
 
 import numpy as np
+import PIL.Image
 import pytest
+import torch
 
 from media.types import Image, UInt8Array, Video
 from model import Tokenizer
 from model.tokenizer import BUNDLED
+from model.words import WordTable
 from tests.paths import DATA, needs_data
 from training.held_out import eval_clips, eval_pictures, model_codec, pca_codec, score
 from training.metrics import psnr
 from training.pca import fit_components, still_patches
+from training.scorecard import neighbours
 
 NAMES = ("tiny-continuous", "tiny-discrete")
 
@@ -26,7 +30,7 @@ def load(name: str) -> Tokenizer:
 
 
 def test_size_and_cards() -> None:
-    assert sum(path.stat().st_size for path in BUNDLED.iterdir()) < 15e6
+    assert sum(path.stat().st_size for path in BUNDLED.rglob("*.safetensors")) < 30e6
     for name in NAMES:
         assert "Held-out figures" in (BUNDLED / f"{name}.md").read_text()
 
@@ -87,3 +91,28 @@ def test_a_wall_of_one_colour_comes_back_without_speckle(colour: tuple[int, int,
     back = tokenizer.decode(tokenizer.encode([Image(pixels=wall)], ["codes"]))[0].pixels.astype(float)
     assert back.std((0, 1)).max() < 1.5
     assert np.abs(back - wall).mean() < 3
+
+
+@needs_data
+def test_the_embedding_knows_what_is_shown_and_what_words_mean() -> None:
+    """At 128 px of the 64 px arrays, to be quick: `python -m training.scorecard` has the figures."""
+    model = load("tiny-continuous")
+    found: dict[str, tuple[np.ndarray, list[str]]] = {}
+    for part in ("labelled_train", "labelled_test"):
+        with np.load(DATA / "images" / f"{part}.npz") as file:
+            names = [str(name) for name in file["class_names"]]
+            pictures = [np.asarray(PIL.Image.fromarray(pixels).resize((128, 128))) for pixels in file["images"]]
+            found[part] = model.embed([Image(pixels=picture) for picture in pictures]), [names[n] for n in file["labels"]]
+    (known, known_names), (asked, truth) = found["labelled_train"], found["labelled_test"]
+    share = neighbours(torch.from_numpy(asked), truth, torch.from_numpy(known), known_names, 1)
+    assert share.value > 0.55  # raw pixels: 0.48
+    classes = sorted(set(known_names))
+    texts = WordTable.load().embed([name.replace("_", " ") for name in classes]).numpy()
+    said = [classes[row] for row in (asked @ texts.T).argmax(1)]
+    assert np.mean([name == true for name, true in zip(said, truth, strict=True)]) > 0.4  # chance: 0.08
+
+
+def test_both_models_have_one_embedding() -> None:
+    picture = Image(pixels=np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    first, second = (load(name).embed([picture]) for name in NAMES)
+    np.testing.assert_allclose(first, second, atol=1e-5)
