@@ -88,8 +88,8 @@ class TrainConfig:
     """One stage of a run.
 
     variant: entry of model.config.VARIANTS. steps: length of the cosine. seed: of data and weights. minutes: share of
-    a run's time. train_encoder: False freezes the way to the latent (codes do not pass gradients). train_features: False
-    freezes the encoder alone, and with it the embedding; its correction of the latents goes on learning.
+    a run's time. train_encoder: False freezes the way to the latent (codes do not pass gradients). train_features:
+    False freezes the encoder alone, and with it the embedding; its correction of the latents goes on learning.
     """
 
     stage: str
@@ -156,7 +156,7 @@ RECIPES: dict[str, tuple[TrainConfig, ...]] = {
             variant="tiny-continuous",
             minutes=0.28,
             train_features=False,
-            optim=replace(_OPTIM, lr=1e-3),
+            optim=replace(_OPTIM, lr=1e-3, linear_scale=0.02),
             data=replace(_IMAGES, image_tokens=448, clip_tokens=128, pieces=1),
         ),
     ),
@@ -170,5 +170,5 @@ RECIPES: dict[str, tuple[TrainConfig, ...]] = {
         ),
     ),
 }
-"""The published order of stages; then the decoder alone, while the embedding stays. Codes come last: their decoder learns
-anew, the encoder is the same."""
+"""The published order of stages; then the decoder and the linear path, while the embedding stays. Codes come last:
+their decoder learns anew, the encoder is the same."""

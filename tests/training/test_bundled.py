@@ -102,7 +102,10 @@ def test_the_embedding_knows_what_is_shown_and_what_words_mean() -> None:
         with np.load(DATA / "images" / f"{part}.npz") as file:
             names = [str(name) for name in file["class_names"]]
             pictures = [np.asarray(PIL.Image.fromarray(pixels).resize((128, 128))) for pixels in file["images"]]
-            found[part] = model.embed([Image(pixels=picture) for picture in pictures]), [names[n] for n in file["labels"]]
+            found[part] = (
+                model.embed([Image(pixels=picture) for picture in pictures]),
+                [names[n] for n in file["labels"]],
+            )
     (known, known_names), (asked, truth) = found["labelled_train"], found["labelled_test"]
     share = neighbours(torch.from_numpy(asked), truth, torch.from_numpy(known), known_names, 1)
     assert share.value > 0.55  # raw pixels: 0.48

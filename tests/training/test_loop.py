@@ -124,13 +124,25 @@ def test_the_command_names_what_is_missing(tmp_path: Path, capsys: pytest.Captur
 
 
 @pytest.mark.slow
-def test_the_command_trains_and_resumes(data: Path, tmp_path: Path) -> None:
-    given = ["tiny-continuous", "--data", str(data)]
-    assert main([*given, "--out", str(tmp_path), "--steps", "2"]) == 0
-    first = load_checkpoint(tmp_path)
-    assert first.step == 2
-    assert main([*given, "--resume", str(tmp_path)]) == 0
-    assert (tmp_path / "tiny-continuous.safetensors").is_file()
+def test_the_command_goes_through_its_stages_and_on_where_it_was(data: Path, tmp_path: Path) -> None:
+    given = ["tiny-continuous", "--data", str(data), "--out", str(tmp_path), "--steps", "2", "--no-semantics"]
+    assert main(given) == 0
+    stages = [config.stage for config in RECIPES["tiny-continuous"]]
+    assert all(load_checkpoint(tmp_path / stage).step == 2 for stage in stages)
+    written = (tmp_path / "tiny-continuous.safetensors").read_bytes()
+    (tmp_path / f"{stages[-1]}.safetensors").unlink()  # as if killed before it was written
+    assert main(given) == 0
+    assert (tmp_path / "tiny-continuous.safetensors").read_bytes() == written
+    discrete = [
+        *("tiny-discrete", "--data", str(data), "--out", str(tmp_path / "codes"), "--steps", "2"),
+        *("--encoder", str(tmp_path / "tiny-continuous.safetensors")),
+    ]
+    assert main(discrete) == 0
+    ours, theirs = (
+        Tokenizer.load(str(path), device="cpu", dtype="float32").net.encoder.state_dict()
+        for path in (tmp_path / "codes" / "tiny-discrete.safetensors", tmp_path / "tiny-continuous.safetensors")
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def _one_of_two(rank: int, store: str, start: dict[str, torch.Tensor], library: Library, out: str) -> None:
