@@ -14,7 +14,7 @@ import numpy as np
 from training.config import RECIPES
 
 PANELS = {
-    "log_mse": "reconstruction: log of the square error",
+    "loss": "reconstruction: log of the square error + KL",
     "place": "teacher's place: 1 - cosine",
     "texts": "distillation over texts (KL)",
     "dense": "teacher's map at patches",
@@ -54,8 +54,9 @@ def draw(run: Path, out: Path) -> None:
         for number, (stage, lines) in enumerate(logs):
             at = np.array([start + line["minutes"] for line in lines if name in line])
             values = np.array([line[name] for line in lines if name in line])
-            axis.plot(at, values, color=f"C{number}", alpha=0.25, linewidth=0.8)
-            if len(values) >= SMOOTH:
+            few = len(values) < 3 * SMOOTH
+            axis.plot(at, values, "o-" if few else "-", color=f"C{number}", alpha=0.25, linewidth=0.8, markersize=4)
+            if not few:
                 mean = np.convolve(values, np.ones(SMOOTH) / SMOOTH, "valid")
                 axis.plot(at[SMOOTH // 2 : SMOOTH // 2 + len(mean)], mean, color=f"C{number}", label=stage)
             start += max((line["minutes"] for line in lines), default=0.0)

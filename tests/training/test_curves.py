@@ -18,8 +18,8 @@ def log(folder: Path, count: int, **terms: float) -> None:
 
 
 def test_stages_are_drawn_one_after_the_other(tmp_path: Path) -> None:
-    log(tmp_path / "run" / "video", 12, log_mse=-4.0, place=0.5, clip=0.6)
-    log(tmp_path / "run" / "image", 20, log_mse=-4.0, place=0.9)
+    log(tmp_path / "run" / "video", 12, loss=-4.0, place=0.5, clip=0.6)
+    log(tmp_path / "run" / "image", 20, loss=-4.0, place=0.9)
     assert [name for name, _ in read_logs(tmp_path / "run")] == ["image", "video"]
     draw(tmp_path / "run", tmp_path / "out" / "curves.png")
     with PIL.Image.open(tmp_path / "out" / "curves.png") as picture:

@@ -304,7 +304,8 @@ def test_a_voxel_pack_is_compared_with_its_own_renders(tmp_path: Path, discrete:
         drawn.append([view.clamp(0, 1).numpy() for view in views])
     errors = [np.abs(np.rint(255 * a) - np.rint(255 * b)) for a, b in zip(*drawn, strict=True)]
     by_hand = np.mean([10 * np.log10(255**2 / np.square(error).mean()) for error in errors])
-    assert result.values["PSNR"] == pytest.approx(by_hand, abs=0.5)
+    # At 72 dB a level in a handful of pixels is half a decibel; views that were not compared would be 40 apart.
+    assert result.values["PSNR"] == pytest.approx(by_hand, abs=1.5)
     (tmp_path / "arms.glb").write_bytes(arms_glb())
     with pytest.raises(ValueError, match=r"cube\.safetensors is a voxel pack among meshes"):
         evaluate(discrete, protocol, find_items(tmp_path, "asset"), Networks(), splats=splats)
