@@ -132,9 +132,7 @@ def random_crop(rng: np.random.Generator, library: Library, height: int, width: 
     picture = library.pictures[rng.integers(len(library.pictures))]
     box = random_box(rng, picture.size, (width, height))
     crop = picture.resize((width, height), LANCZOS, box=box, reducing_gap=3.0)
-    if crop.mode == "RGBA":
-        crop = _over_something(rng, library, crop)
-    pixels = np.asarray(crop)
+    pixels = np.asarray(over_something(rng, library, crop))
     if turned:
         pixels = pixels.transpose(1, 0, 2)
     return _augment(rng, pixels[None])[0]
@@ -232,20 +230,27 @@ def random_box(
     return (x, y, x + w, y + h)
 
 
-def _over_something(rng: np.random.Generator, library: Library, crop: PIL.Image.Image) -> PIL.Image.Image:
-    """A cut-out over white, a colour, or a piece of a photograph."""
+def over_something(
+    rng: np.random.Generator, library: Library, picture: PIL.Image.Image, white: float = 0.3, coloured: float = 0.2
+) -> PIL.Image.Image:
+    """A cut-out over white, a colour, or a piece of a photograph; other pictures as they are.
+
+    white, coloured: how often the first two, the rest is photographs.
+    """
+    if picture.mode != "RGBA":
+        return picture
     kind = rng.random()
-    if kind < 0.3:
-        return flatten(crop)
-    if kind < 0.5:
+    if kind < white:
+        return flatten(picture)
+    if kind < white + coloured:
         r, g, b = (int(value) for value in rng.integers(0, 256, 3))
-        return flatten(crop, (r, g, b))
+        return flatten(picture, (r, g, b))
     for _ in range(8):
         other = library.pictures[rng.integers(len(library.pictures))]
         if other.mode == "RGB":
             break
-    ground = flatten(other).resize(crop.size, LANCZOS, box=random_box(rng, other.size, crop.size))
-    ground.paste(crop, mask=crop.getchannel("A"))
+    ground = flatten(other).resize(picture.size, LANCZOS, box=random_box(rng, other.size, picture.size))
+    ground.paste(picture, mask=picture.getchannel("A"))
     return ground
 
 

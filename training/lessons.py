@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def load_lessons(data: Path, more: Sequence[Path], folder: Path, channels: int, 
     Leaves words.safetensors, which model.words reads. Raises FileNotFoundError if the teachers are not installed.
     """
     require_packages()
-    teacher: Callable[[], ImageTeacher] = cache(EfficientNetLite1)
+    teacher = cache(EfficientNetLite1)
     library = load_library(data)
     views = [cached_views(library, teacher, VIEWS, seed, folder / "views.pt")]
     if more:
@@ -52,7 +52,7 @@ def load_lessons(data: Path, more: Sequence[Path], folder: Path, channels: int, 
     names = class_names()
     path = folder / WORDS
     if not path.is_file():
-        table = _words(data, captions, names, space, EfficientNetLite1(), MiniLM())
+        table = _words(data, captions, names, space, teacher(), MiniLM())
         partial = path.with_suffix(".partial")
         table.save(partial, "words of all-MiniLM-L6-v2, in the space of features of EfficientNet-Lite1")
         os.replace(partial, path)
