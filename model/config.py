@@ -46,8 +46,10 @@ class ModelConfig:
     """A whole tokenizer.
 
     patch: frames, rows, columns of one token. latent_channels: L. bottleneck: "gaussian" gives latents,
-    "fsq" gives `codebooks` codes of 0..4095 a token. linear_path and digits are not part of the published
-    architecture: they exist for the small bundled models (see model/linear_path.py) and add their own tensors.
+    "fsq" gives `codebooks` codes of 0..4095 a token. linear_path is not part of the published architecture: it exists
+    for the small bundled models (see model/linear_path.py) and adds tensors of its own; with "fsq" it wants experts.
+    experts: linear codecs to choose from for each patch, 0 for one without a choice; marks: latents that name the
+    choice; components: of a patch, which experts share (see model/experts.py).
     """
 
     patch: tuple[int, int, int] = (4, 16, 16)
@@ -58,7 +60,21 @@ class ModelConfig:
     encoder: StackConfig
     decoder: StackConfig
     linear_path: bool = False
-    digits: bool = False
+    experts: int = 0
+    marks: int = 0
+    components: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse experts that the marks cannot name."""
+        if self.experts and (self.marks < 1 or self.mark_levels**self.marks != self.experts):
+            raise UnsupportedError(f"{self.experts} experts with {self.marks} marks; wanted a whole power of that many")
+        if self.linear_path and self.bottleneck == "fsq" and self.mark_levels != FSQ_LEVELS:
+            raise UnsupportedError(f"marks of {self.mark_levels} values; wanted {FSQ_LEVELS}, as codes have")
+
+    @property
+    def mark_levels(self) -> int:
+        """Values that a mark takes."""
+        return round(self.experts ** (1 / self.marks)) if self.marks else 0
 
     @property
     def patch_values(self) -> int:
@@ -238,6 +254,9 @@ VARIANTS: dict[str, ModelConfig] = {
         encoder=_encoder(*_TINY_ENCODER),
         decoder=_decoder(*_TINY_DECODER),
         linear_path=True,
+        experts=64,
+        marks=2,
+        components=192,
     ),
     "tiny-discrete": ModelConfig(
         latent_channels=48,
@@ -246,6 +265,8 @@ VARIANTS: dict[str, ModelConfig] = {
         encoder=_encoder(*_TINY_ENCODER),
         decoder=_decoder(*_TINY_DECODER),
         linear_path=True,
-        digits=True,
+        experts=16,
+        marks=2,
+        components=128,
     ),
 }

@@ -2,7 +2,7 @@
 
 Not part of the published architecture; ModelConfig.linear_path adds it, with tensors of its own. A clip's token
 holds four different frames, an image's token one and three grey ones, so each has its own bases. N tokens, P values
-of a patch, L latent channels.
+of a patch, D components, L latent channels. Without experts (experts.py) the components are the latents.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import FSQ_LEVELS, ModelConfig
-from model.fsq import CENTRES
+from model.config import ModelConfig
+from model.experts import DigitExperts, Experts
 from model.kernels import fixed_linear
 from model.packed import PackedTokens
 
@@ -25,34 +25,38 @@ NEIGHBOUR_RANK = 64
 
 
 class Basis(nn.Module):
-    """One affine way in, analysis (x - mean), and out: synthesis z + bias, and what the neighbours' z say about x.
+    """One affine way in, analysis (x - mean), and out: synthesis c + bias, and what the neighbours' c say about x.
 
-    values: how many of a patch's values it sees, from the first on. fixed: as in Linear.
+    values: how many of a patch's values it sees, from the first on. seen: how many components of each neighbour count,
+    from the first on. fixed: as in Linear.
     """
 
     fixed = False
 
-    def __init__(self, values: int, latent_channels: int) -> None:
+    def __init__(self, values: int, components: int, seen: int) -> None:
         super().__init__()
         self.values = values
         self.mean = nn.Parameter(torch.zeros(values))
-        self.analysis = nn.Parameter(torch.zeros(latent_channels, values))
+        self.analysis = nn.Parameter(torch.zeros(components, values))
         self.bias = nn.Parameter(torch.zeros(values))
-        self.synthesis = nn.Parameter(torch.zeros(values, latent_channels))
-        self.gather = nn.Parameter(torch.zeros(NEIGHBOUR_RANK, len(NEIGHBOURS) * latent_channels))
+        self.synthesis = nn.Parameter(torch.zeros(values, components))
+        self.gather = nn.Parameter(torch.zeros(NEIGHBOUR_RANK, len(NEIGHBOURS) * seen))
         self.spread = nn.Parameter(torch.zeros(values, NEIGHBOUR_RANK))
 
     def analyse(self, patches: Tensor) -> Tensor:
-        """Coefficients [n, L] of patches [n, values]."""
+        """Components [n, D] of patches [n, values]."""
         shift = -(self.analysis @ self.mean)
         return (fixed_linear if self.fixed else F.linear)(patches, self.analysis, shift)
 
-    def synthesise(self, latents: Tensor, differences: Tensor, count: int) -> Tensor:
-        """The first `count` values of patches, or all if there are fewer. latents: [n, L]; differences: [n, 8 L]."""
+    def synthesise(self, components: Tensor, differences: Tensor, count: int) -> Tensor:
+        """The first `count` values of patches, or all if there are fewer.
+
+        components: [n, D]; differences: [n, 8 seen].
+        """
         if self.fixed:
-            own = fixed_linear(latents, self.synthesis, self.bias)
+            own = fixed_linear(components, self.synthesis, self.bias)
             return (own + fixed_linear(fixed_linear(differences, self.gather), self.spread))[:, :count]
-        own = F.linear(latents, self.synthesis[:count], self.bias[:count])
+        own = F.linear(components, self.synthesis[:count], self.bias[:count])
         return torch.addmm(own, differences @ self.gather.T, self.spread[:count].T)
 
 
@@ -61,42 +65,86 @@ class LinearPath(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.still = Basis(config.frame_values, config.latent_channels)
-        self.moving = Basis(config.patch_values, config.latent_channels)
+        self.seen = config.latent_channels
+        self.components = config.components if config.experts else config.latent_channels
+        self.still = Basis(config.frame_values, self.components, self.seen)
+        self.moving = Basis(config.patch_values, self.components, self.seen)
+        self.still_experts, self.moving_experts = _experts(config), _experts(config)
+        self.marks = config.marks if config.experts else 0
 
     def encode(self, patches: Tensor, moving: Tensor) -> Tensor:
-        """Coefficients of each patch. patches: [N, P]; moving: bool [N]. Returns [N, L]."""
+        """Latents of each patch. patches: [N, P]; moving: bool [N]. Returns [N, L]."""
 
-        def part(basis: Basis, rows: Tensor | slice) -> Tensor:
-            return basis.analyse(patches[rows, : basis.values])
+        def part(clips: bool, rows: Tensor | slice) -> Tensor:
+            basis, experts = self.of_kind(clips)
+            components = basis.analyse(patches[rows, : basis.values])
+            return components if experts is None else experts.encode(components)
 
-        return self._by_kind(part, moving)
+        return _by_kind(part, moving)
+
+    def correct(self, latents: Tensor, correction: Tensor) -> Tensor:
+        """Latents with what the encoder has to say, which leaves the marks alone. Both [N, L]."""
+        if not self.marks:
+            return latents + correction
+        return torch.cat([latents[:, : -self.marks] + correction[:, : -self.marks], latents[:, -self.marks :]], dim=1)
+
+    def recall(self, latents: Tensor, moving: Tensor) -> Tensor:
+        """Components that latents stand for. latents: [N, L]; moving: bool [N]. Returns [N, D]."""
+
+        def part(clips: bool, rows: Tensor | slice) -> Tensor:
+            _, experts = self.of_kind(clips)
+            return latents[rows] if experts is None else experts.decode(latents[rows])
+
+        return _by_kind(part, moving)
+
+    def levels_of(self, latents: Tensor, moving: Tensor) -> Tensor:
+        """z in the middle of FSQ levels, float32 [N, L], of latents [N, L]; only with digits. No gradient passes."""
+
+        def part(clips: bool, rows: Tensor | slice) -> Tensor:
+            _, experts = self.of_kind(clips)
+            assert isinstance(experts, DigitExperts)
+            return experts.levels_of(latents[rows])
+
+        return _by_kind(part, moving)
 
     def decode(self, latents: Tensor, packed: PackedTokens, values: int) -> Tensor:
         """The first `values` values of each patch; those that the basis does not know are 0. latents: [N, L]."""
-        differences = neighbour_differences(latents, packed)
+        components = self.recall(latents, packed.moving)
+        differences = neighbour_differences(components[:, : self.seen], packed)
 
-        def part(basis: Basis, rows: Tensor | slice) -> Tensor:
-            both = basis.synthesise(latents[rows], differences[rows], values)
+        def part(clips: bool, rows: Tensor | slice) -> Tensor:
+            basis, _ = self.of_kind(clips)
+            both = basis.synthesise(components[rows], differences[rows], values)
             return F.pad(both, (0, values - both.shape[1]))
 
-        return self._by_kind(part, packed.moving)
+        return _by_kind(part, packed.moving)
 
-    def _by_kind(self, part: Callable[[Basis, Tensor | slice], Tensor], moving: Tensor) -> Tensor:
-        """Each token through the basis of its kind; without a gather where all are of one kind."""
-        clips = int(moving.sum())
-        if clips in (0, len(moving)):
-            return part(self.moving if clips else self.still, slice(None))
-        still_rows, moving_rows = (~moving).nonzero()[:, 0], moving.nonzero()[:, 0]
-        still, clip = part(self.still, still_rows), part(self.moving, moving_rows)
-        out = still.new_empty(len(moving), still.shape[1])
-        return out.index_copy(0, still_rows, still).index_copy(0, moving_rows, clip)
+    def of_kind(self, clips: bool) -> tuple[Basis, Experts | None]:
+        """The bases of clips, or of all else."""
+        return (self.moving, self.moving_experts) if clips else (self.still, self.still_experts)
 
 
-def neighbour_differences(latents: Tensor, packed: PackedTokens) -> Tensor:
+def _experts(config: ModelConfig) -> Experts | None:
+    if not config.experts:
+        return None
+    return DigitExperts(config) if config.bottleneck == "fsq" else Experts(config)
+
+
+def _by_kind(part: Callable[[bool, Tensor | slice], Tensor], moving: Tensor) -> Tensor:
+    """part(clips, rows) of each kind; without a gather where all tokens are of one kind."""
+    clips = int(moving.sum())
+    if clips in (0, len(moving)):
+        return part(bool(clips), slice(None))
+    still_rows, moving_rows = (~moving).nonzero()[:, 0], moving.nonzero()[:, 0]
+    still, clip = part(False, still_rows), part(True, moving_rows)
+    out = still.new_empty(len(moving), still.shape[1])
+    return out.index_copy(0, still_rows, still).index_copy(0, moving_rows, clip)
+
+
+def neighbour_differences(values: Tensor, packed: PackedTokens) -> Tensor:
     """What the eight tokens around each one have more than it has; 0 where there is none, and for voxels.
 
-    latents: [N, L] of the tokens of `packed`. Returns [N, 8 L] in the order of NEIGHBOURS.
+    values: [N, L] of the tokens of `packed`. Returns [N, 8 L] in the order of NEIGHBOURS.
     """
     t, x, y, z = packed.coords.long().unbind(1)
     lengths = torch.tensor(packed.starts, device=x.device).diff()
@@ -116,52 +164,5 @@ def neighbour_differences(latents: Tensor, packed: PackedTokens) -> Tensor:
         wanted = place(dx, dy)
         slot = torch.searchsorted(places, wanted).clamp(max=len(places) - 1)
         rows = torch.where((places[slot] == wanted) & pictured, order[slot], own)
-        parts.append(latents[rows] - latents)
+        parts.append(values[rows] - values)
     return torch.cat(parts, dim=1)
-
-
-class DigitTable(nn.Module):
-    """How many base-4 digits each coefficient gets, and how fine they are.
-
-    Cells are centred on whole steps, so that a coefficient near 0 comes back as 0 and smooth areas stay smooth; with
-    an even number of cells, one more lies below 0 than above.
-
-    step: [L] width of a cell of coefficient k. component: int [L] the coefficient that channel c is a digit of.
-    power: int [L] which digit, 0 the least significant.
-    """
-
-    step: Tensor
-    component: Tensor
-    power: Tensor
-
-    def __init__(self, latent_channels: int) -> None:
-        super().__init__()
-        self.register_buffer("step", torch.ones(latent_channels))
-        self.register_buffer("component", torch.arange(latent_channels, dtype=torch.int32))
-        self.register_buffer("power", torch.zeros(latent_channels, dtype=torch.int32))
-
-    def forward(self, coefficients: Tensor) -> Tensor:
-        """Write each coefficient in base 4, one digit a channel. [N, L] to [N, L] of z in the middle of FSQ levels.
-
-        A strong coefficient gets many digits, a weak one none: 96 bits a token go where the variance is.
-        """
-        counts = torch.bincount(self.component, minlength=len(self.step))
-        cells = (FSQ_LEVELS**counts).to(coefficients)
-        index = torch.floor(coefficients / self.step + (cells + 1) / 2)
-        index = index.clamp(min=torch.zeros_like(cells), max=cells - 1)
-        digits = index.long()[:, self.component.long()] // FSQ_LEVELS ** self.power.long() % FSQ_LEVELS
-        return coefficients.new_tensor(CENTRES)[digits]
-
-
-class Digits(nn.Module):
-    """Coefficients to z for FSQ; gradients do not pass. still, moving: as in LinearPath."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.still = DigitTable(config.latent_channels)
-        self.moving = DigitTable(config.latent_channels)
-
-    def forward(self, coefficients: Tensor, moving: Tensor) -> Tensor:
-        """coefficients: [N, L]; moving: bool [N]. Returns float32 [N, L]."""
-        coefficients = coefficients.float()
-        return torch.where(moving[:, None], self.moving(coefficients), self.still(coefficients))

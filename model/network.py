@@ -9,8 +9,9 @@ from model import fsq, gaussian
 from model.config import ModelConfig
 from model.decoder import Decoder
 from model.encoder import Encoder
+from model.experts import Experts
 from model.linear import Linear
-from model.linear_path import Basis, Digits, LinearPath
+from model.linear_path import Basis, LinearPath
 from model.packed import PackedTokens
 
 
@@ -24,7 +25,6 @@ class ATokenNet(nn.Module):
         self.proj = Linear(config.encoder.width, 2 * config.latent_channels, bias=False)
         self.decoder = Decoder(config)
         self.linear_path = LinearPath(config) if config.linear_path else None
-        self.digits = Digits(config) if config.digits else None
 
     def fix_products(self) -> None:
         """From now on an item's results are bit for bit the same whatever shares its pack; inference only.
@@ -32,7 +32,7 @@ class ATokenNet(nn.Module):
         Attention and norms are so by themselves; matrix products then sum in one order for any number of rows.
         """
         for module in self.modules():
-            if isinstance(module, Linear | Basis):
+            if isinstance(module, Linear | Basis | Experts):
                 module.fixed = True
 
     def encode(self, packed: PackedTokens) -> Tensor:
@@ -44,12 +44,12 @@ class ATokenNet(nn.Module):
         """Mean and log variance of the latents, each [N, L]; packed.feats: the patches that gave the features."""
         mean, logvar = gaussian.split_moments(self.proj(features))
         if self.linear_path is not None:
-            mean = mean + self.linear_path.encode(packed.feats.to(mean.dtype), packed.moving)
+            mean = self.linear_path.correct(self.linear_path.encode(packed.feats.to(mean.dtype), packed.moving), mean)
         return mean, logvar
 
     def quantize(self, mean: Tensor, moving: Tensor) -> Tensor:
         """FSQ values of the mean, float32 [N, L] of -1, -0.5, 0, 0.5. moving: bool [N]."""
-        return fsq.quantize(mean if self.digits is None else self.digits(mean, moving))
+        return fsq.quantize(mean if self.linear_path is None else self.linear_path.levels_of(mean, moving))
 
     def decode(self, packed: PackedTokens, values: int | None = None) -> Tensor:
         """Latents (or FSQ values) to patches [N, values], about -1..1, no clamp. packed.feats: [N, L].

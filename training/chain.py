@@ -31,12 +31,13 @@ from training.widen import widen_latents
 class Work:
     """What a run works with.
 
-    source: of the samples of a stage. shown: of those that are looked at after it; both are closed after use. judge:
-    more figures of a network at each look. recompute: activation checkpointing. compile: torch.compile of the blocks.
+    source: of the samples of a stage. shown: of those that are looked at after it, if any; both are closed after use.
+    judge: more figures of a network at each look. recompute: activation checkpointing. compile: torch.compile of the
+    blocks.
     """
 
     source: Callable[[Stage], Source]
-    shown: Callable[[Stage], Source]
+    shown: Callable[[Stage], Source] | None
     teachers: Teachers
     tokenize: Tokenize
     judge: Callable[[ATokenNet, Stage], dict[str, float]] | None = None
@@ -122,8 +123,11 @@ def _run_stage(
             seen.load_state_dict({name.removeprefix("net."): value for name, value in values.items()})
             if recipe.rope == "modality":
                 use_modality_rope(seen)
-            with closing(work.shown(stage)) as shown:
-                scores, grids = glance(seen, shown, kinds_of(stage))
+            scores: dict[str, float] = {}
+            grids: dict[str, Tensor] = {}
+            if work.shown is not None:
+                with closing(work.shown(stage)) as shown:
+                    scores, grids = glance(seen, shown, kinds_of(stage))
             if work.judge is not None:
                 scores |= work.judge(seen, stage)
             say(records.metrics(stage.name, step, stage.steps, scores))

@@ -39,12 +39,25 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--set", dest="changes", metavar="KEY=VALUE", action="append", default=[], help="change the recipe"
     )
+    add_data(made, "drawn shapes instead")
+    start = made.add_argument_group("start")
+    start.add_argument("--init", type=Path, metavar="FOLDER", help="SigLIP 2 folder for the encoder of the first stage")
+    start.add_argument("--start", type=Path, metavar="FILE", help="weights of the stage before")
+    add_teachers(made)
+    how = add_how(made)
+    how.add_argument("--log-every", type=int, default=50)
+    how.add_argument("--look-every", type=int, default=5000, help="steps between pictures and PSNR of some samples")
+    return made
+
+
+def add_data(made: argparse.ArgumentParser, generated: str) -> argparse._ArgumentGroup:
+    """Options of shards. generated: what --generated does."""
     data = made.add_argument_group(
         "data", "WebDataset shards, as training.prepare makes them: folders, files, addresses"
     )
     for modality in MODALITIES:
         data.add_argument(f"--{modality}", metavar="SHARDS[@WEIGHT]", action="append", default=[])
-    data.add_argument("--generated", action="store_true", help="drawn shapes instead")
+    data.add_argument("--generated", action="store_true", help=generated)
     data.add_argument("--workers", type=int, default=2, help="threads that decode")
     data.add_argument(
         "--lanes",
@@ -53,20 +66,24 @@ def parser() -> argparse.ArgumentParser:
         help="shards read side by side, a multiple of the processes; the same for all of a run",
     )
     data.add_argument("--most-bad", type=float, default=0.01, help="share of unusable samples past which the run ends")
-    start = made.add_argument_group("start")
-    start.add_argument("--init", type=Path, metavar="FOLDER", help="SigLIP 2 folder for the encoder of the first stage")
-    start.add_argument("--start", type=Path, metavar="FILE", help="weights of the stage before")
+    return data
+
+
+def add_teachers(made: argparse.ArgumentParser) -> None:
+    """Options of the teachers."""
     teachers = made.add_argument_group("teachers")
     for name, what in (("vgg", "FILE"), ("lpips", "FILE"), ("clip", "FOLDER"), ("siglip2", "FOLDER")):
         teachers.add_argument(f"--{name}", type=Path, metavar=what)
     teachers.add_argument("--random-teachers", action="store_true", help="networks that know nothing, for trials")
+
+
+def add_how(made: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Options that change how a run is computed, not what comes out."""
     how = made.add_argument_group("how")
     how.add_argument("--recompute", action="store_true", help="activation checkpointing: less memory, a third slower")
     how.add_argument("--compile", action="store_true", help="torch.compile of the blocks")
-    how.add_argument("--log-every", type=int, default=50)
     how.add_argument("--save-every", type=int, default=1000)
-    how.add_argument("--look-every", type=int, default=5000, help="steps between pictures and PSNR of some samples")
-    return made
+    return how
 
 
 def recipe_of(given: argparse.Namespace) -> Recipe:
@@ -86,8 +103,8 @@ def run(given: argparse.Namespace) -> bool:
     width = recipe.base.encoder.width
     with joined() as ranks:
         say = print if ranks.first else _silent
-        teachers, tokenize = _teachers(given, width, ranks.device.type)
-        corpora = {name: [_corpus(text) for text in getattr(given, name)] for name in MODALITIES}
+        teachers, tokenize = teachers_of(given, width, ranks.device.type)
+        corpora = corpora_of(given)
         work = Work(
             source=partial(_source, given, corpora, recipe.seed, ranks.world),
             shown=partial(_source, given, corpora, recipe.seed + 1, 1),
@@ -100,22 +117,26 @@ def run(given: argparse.Namespace) -> bool:
             work.source(stage).close()  # its data is there, or the run ends here
         habits = Habits(log_every=given.log_every, save_every=given.save_every, look_every=given.look_every)
         folder = given.out or Path("runs") / recipe.name
-        return run_stages(recipe, folder, work, ranks, habits=habits, start=_start(given, recipe), log=say)
+        return run_stages(
+            recipe, folder, work, ranks, habits=habits, start=start_of(recipe, given.init, given.start), log=say
+        )
 
 
-def _start(given: argparse.Namespace, recipe: Recipe) -> ATokenNet | None:
-    if given.start and given.init:
+def start_of(recipe: Recipe, init: Path | None, start: Path | None = None) -> ATokenNet | None:
+    """What the first stage begins with: SigLIP 2 in the encoder, weights, or (None) fresh ones."""
+    if start and init:
         raise ValueError("--start and --init: wanted one of them, weights or a SigLIP 2 folder")
-    if given.start:
-        return weights.load(given.start)
-    if given.init:
+    if start:
+        return weights.load(start)
+    if init:
         net = fresh(recipe.model(recipe.stages[0]), recipe.seed)
-        init_from_siglip2(net, given.init)
+        init_from_siglip2(net, init)
         return net
     return None
 
 
-def _teachers(given: argparse.Namespace, width: int, device: str) -> tuple[Teachers, Tokenize]:
+def teachers_of(given: argparse.Namespace, width: int, device: str) -> tuple[Teachers, Tokenize]:
+    """The teachers that are named, or random ones where that is asked for. width: of the encoder."""
     if given.random_teachers:
         return random_teachers(width, seed=0, device=device), hash_tokens
     paths = TeacherPaths(vgg=given.vgg, lpips=given.lpips, clip=given.clip, siglip2=given.siglip2)
@@ -125,12 +146,21 @@ def _teachers(given: argparse.Namespace, width: int, device: str) -> tuple[Teach
     return teachers, CaptionTokens(given.siglip2)
 
 
-def _source(
+def corpora_of(given: argparse.Namespace, prefix: str = "") -> dict[str, list[Corpus]]:
+    """The shards of each modality. prefix: of the options' names."""
+    return {name: [_corpus(text) for text in getattr(given, f"{prefix}{name}")] for name in MODALITIES}
+
+
+def drawn_of(seed: int, stage: Stage) -> Generated:
+    """Drawn shapes of the sizes of a stage."""
+    least, most = stage.image_side
+    return Generated(seed=seed, sides=(least, min(most, 256)), frames=stage.frames)
+
+
+def shards_of(
     given: argparse.Namespace, corpora: Mapping[str, Sequence[Corpus]], seed: int, ranks: int, stage: Stage
-) -> Source:
-    if given.generated:
-        least, most = stage.image_side
-        return Generated(seed=seed, sides=(least, min(most, 256)), frames=stage.frames)
+) -> ShardSource:
+    """Samples of a stage from shards, read as the options say."""
     return ShardSource(
         corpora,
         stage,
@@ -140,6 +170,12 @@ def _source(
         workers=given.workers,
         most_bad=given.most_bad,
     )
+
+
+def _source(
+    given: argparse.Namespace, corpora: Mapping[str, Sequence[Corpus]], seed: int, ranks: int, stage: Stage
+) -> Source:
+    return drawn_of(seed, stage) if given.generated else shards_of(given, corpora, seed, ranks, stage)
 
 
 def _corpus(text: str) -> Corpus:

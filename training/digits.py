@@ -5,22 +5,15 @@ K components, L digits (the latent channels).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from model.config import FSQ_LEVELS
-from model.packed import PackedTokens
-from training.losses import item_means
-from training.pca import Components
 
 MAX_DIGITS = 6
 STEPS_TRIED = 40
-COARSE_COMPONENTS = 24
-COARSE_FLOOR = 1e-3
-"""Error that even a blank crop counts as having."""
 
 
 @dataclass(frozen=True)
@@ -29,32 +22,6 @@ class Allocation:
 
     counts: Tensor
     steps: Tensor
-
-
-@dataclass(frozen=True)
-class Samples:
-    """patches: [n, P] of one kind; weights: [n], how much the error of each matters."""
-
-    patches: Tensor
-    weights: Tensor
-
-
-def draw_samples(batches: Sequence[PackedTokens], components: Components, *, moving: bool) -> Samples:
-    """Every second patch of one kind. Weights are 1 / error of the patch's own crop at about a digital token's rate.
-
-    The loss is a log, so that an error in a calm crop costs more than the same in a busy one.
-    """
-    coarse = components.first(COARSE_COMPONENTS)
-    values = components.vectors.shape[1]
-    patches, weights = [], []
-    for packed in batches:
-        rows = packed.moving == moving
-        feats = packed.feats[:, :values]
-        error = (feats - coarse.decode(coarse.encode(feats))).square().mean(1)
-        item = 1 / (item_means(error, packed.starts) + COARSE_FLOOR)
-        patches.append(feats[rows][::2])
-        weights.append(item.repeat_interleave(torch.tensor(packed.starts).diff())[rows][::2])
-    return Samples(patches=torch.cat(patches), weights=torch.cat(weights))
 
 
 def allocate(coefficients: Tensor, weights: Tensor, scales: Tensor, digits: int) -> Allocation:

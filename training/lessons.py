@@ -29,7 +29,10 @@ from training.packaged import (
 from training.shown import cached_clips, cached_sets
 from training.views import CHUNK, SIDE, cached_views
 
-VIEWS, MORE_VIEWS, CLIPS = 16_000, 6_000, 600
+VIEWS, CLIPS = 16_000, 600
+MORE_VIEWS = 16
+"""Of each picture of other folders."""
+
 WORDS = "words.safetensors"
 
 
@@ -43,7 +46,9 @@ def load_lessons(data: Path, more: Sequence[Path], folder: Path, channels: int, 
     library = load_library(data)
     views = [cached_views(library, teacher, VIEWS, seed, folder / "views.pt")]
     if more:
-        views.append(cached_views(load_pictures(more), teacher, MORE_VIEWS, seed + 1, folder / "views-more.pt"))
+        others = load_pictures(more)
+        count = MORE_VIEWS * len(others.pictures)
+        views.append(cached_views(others, teacher, count, seed + 1, folder / "views-more.pt"))
     clips = cached_clips(library, teacher, CLIPS, seed, folder / "clips.pt")
     meshes = data / "meshes" / "train"
     sets = cached_sets(meshes, teacher, folder / "sets.pt") if meshes.is_dir() else None

@@ -22,7 +22,7 @@ RIDGE = 1e-4
 
 @dataclass
 class _Sums:
-    """Weighted sums. gram: [9 L, 9 L] of the inputs, own latents first; cross: [9 L, V] with what is left to say."""
+    """Weighted sums. gram: [D + 8 L, D + 8 L] of the inputs, own components first; cross: [D + 8 L, V]."""
 
     gram: Tensor
     cross: Tensor
@@ -44,9 +44,10 @@ def fit_linear_decoder(net: ATokenNet, batches: Iterable[PackedTokens], log_floo
     sums: dict[bool, _Sums] = {}
     for packed in batches:
         latents = decoder_input(net, packed)
-        differences = neighbour_differences(latents, packed)
+        components = path.recall(latents, packed.moving)
+        differences = neighbour_differences(components[:, : path.seen], packed)
         left = packed.feats - net.decode(packed.with_feats(latents))
-        inputs = torch.cat([latents, differences], dim=1)
+        inputs = torch.cat([components, differences], dim=1)
         for moving, basis in ((False, path.still), (True, path.moving)):
             rows = packed.moving == moving
             if bool(rows.any()):
@@ -64,8 +65,8 @@ def fit_linear_decoder(net: ATokenNet, batches: Iterable[PackedTokens], log_floo
 def decoder_input(net: ATokenNet, packed: PackedTokens) -> Tensor:
     """The latents that serving would decode, [N, L]: posterior means, or quantised values."""
     own = net.proj.weight[: net.config.latent_channels]
-    if net.digits is not None and net.linear_path is not None and not own.any():
-        # Without a correction by the encoder its blocks have no say in the codes, and need not run.
+    if net.linear_path is not None and not own.any():
+        # Without a correction by the encoder its blocks have no say in the latents, and need not run.
         mean = net.linear_path.encode(packed.feats, packed.moving)
     else:
         mean, _ = net.posterior(net.encode(packed), packed)
@@ -95,9 +96,9 @@ def _solve(basis: Basis, sums: _Sums) -> None:
     gram = sums.gram / sums.weight - torch.outer(mean_in, mean_in)
     cross = sums.cross / sums.weight - torch.outer(mean_in, mean_out)
     gram = gram + RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    best = torch.linalg.solve(gram, cross)  # [9 L, V]
-    # Reduced rank: of what the neighbours add to the own latents, keep the R directions that explain most.
-    from_own = torch.linalg.solve(gram[:own, :own], gram[:own, own:])  # [L, 8 L]
+    best = torch.linalg.solve(gram, cross)  # [D + 8 L, V]
+    # Reduced rank: of what the neighbours add to the own components, keep the R directions that explain most.
+    from_own = torch.linalg.solve(gram[:own, :own], gram[:own, own:])  # [D, 8 L]
     added = gram[own:, own:] - gram[own:, :own] @ from_own
     full = best[own:]  # [8 L, V]
     explained = torch.linalg.cholesky(added).T @ full  # [8 L, V]

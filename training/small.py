@@ -21,30 +21,33 @@ from training.checkpoint import load_checkpoint
 from training.config import RECIPES, TrainConfig
 from training.data import Library, load_library, training_batch
 from training.distill import Distillation, Lessons
+from training.expert_fit import fit_path_experts
 from training.lessons import load_lessons
 from training.linear_fit import fit_linear_decoder
 from training.loop import Limits, Trainer
 from training.pca import fit_components, moving_patches, still_patches
 from training.ranks import Ranks, joined
 from training.shown import cached_sets
-from training.start import start_at, start_digits
+from training.start import start_at
 
 FIT_BATCHES, REFIT_BATCHES = 300, 150
 """Batches that the linear decoder is fitted to, before training and after each stage."""
 
-DIGIT_BATCHES = 60
+EXPERT_BATCHES = 240
 
 
 def prepare(config: TrainConfig, data: Path, library: Library) -> ATokenNet:
-    """The network of step 0: random layers, PCA of the training patches, digits if it has them, linear decoder."""
+    """The network of step 0: random layers, PCA of the training patches, experts on top of it, linear decoder."""
     torch.manual_seed(config.seed)
     model = VARIANTS[config.variant]
     net = build(model)
-    still = fit_components(still_patches(data, model), model.encoder.width)
-    moving = fit_components(moving_patches(data, model), model.encoder.width)
+    count = max(model.encoder.width, model.components)
+    still = fit_components(still_patches(data, model), count)
+    moving = fit_components(moving_patches(data, model), count)
     start_at(net, still, moving, config.loss)
-    if net.digits is not None:
-        start_digits(net, still, moving, list(fit_batches(config, library, DIGIT_BATCHES, part=0)))
+    if net.linear_path is not None:
+        draws = fit_batches(config, library, EXPERT_BATCHES, part=3)
+        fit_path_experts(net.linear_path, draws, config.loss.log_floor, config.seed)
     fit_linear_decoder(net, fit_batches(config, library, FIT_BATCHES, part=1), config.loss.log_floor)
     return net
 

@@ -5,21 +5,18 @@ L latent channels, C channels of a stack, H heads, D head width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from model.blocks import Attention, Block
-from model.config import FSQ_LEVELS
-from model.decoder import Decoder
 from model.encoder import Encoder
-from model.linear_path import NEIGHBOURS, Basis, Digits, DigitTable
+from model.experts import Experts
+from model.linear_path import NEIGHBOURS, Basis
 from model.network import ATokenNet
-from model.packed import PackedTokens
 from model.rope import frequencies
 from training.config import LossConfig
-from training.digits import Allocation, allocate, draw_samples
 from training.pca import Components
 
 SHARPNESS = 10.0
@@ -31,19 +28,24 @@ CONTENT_SHARE = 0.25
 TYPICAL_MSE = 0.006
 """Error of the linear codec on photographs, pixels -1..1; sets the first posterior variance, nothing else."""
 
+MARK_QUIET = 12
+"""Distance of two values of a mark over the noise on it: half of it, where one passes for the next, is 6 deviations."""
+
 
 def start_at(net: ATokenNet, still: Components, moving: Components, loss: LossConfig) -> None:
     """Set every weight that matters at step 0; the rest stays as torch initialised it.
 
-    still: [K, 768], moving: [K, 3072], K at least the width of the encoder. Raises ValueError for a network without a
-    linear path.
+    still: [K, 768], moving: [K, 3072], K at least the width of the encoder and, with experts, the components that they
+    share; every expert is the same then. Raises ValueError for a network without a linear path.
     """
     if net.linear_path is None:
         raise ValueError("a network without linear_path cannot start at PCA")
-    count = net.config.latent_channels
     with torch.no_grad():
-        _start_basis(net.linear_path.still, still.first(count))
-        _start_basis(net.linear_path.moving, moving.first(count))
+        for clips, found in ((False, still), (True, moving)):
+            basis, experts = net.linear_path.of_kind(clips)
+            _start_basis(basis, found.first(net.linear_path.components))
+            if experts is not None:
+                _start_experts(basis, experts, found)
         for stack in (net.encoder, net.decoder):
             stack.pos_embedder.position_embedding.weight.zero_()
             for block in stack.blocks:
@@ -52,29 +54,8 @@ def start_at(net: ATokenNet, still: Components, moving: Components, loss: LossCo
         net.decoder.out_layer.weight.zero_()
         _start_encoder_input(net.encoder, still, moving)
         _look_at_neighbours(net)
-        _start_posterior(net, still.first(count), loss)
+        _start_posterior(net, still.first(net.config.latent_channels), loss)
         _start_pooling(net.encoder)
-
-
-def start_digits(net: ATokenNet, still: Components, moving: Components, batches: Sequence[PackedTokens]) -> None:
-    """Put base-4 digits between the linear way in and out, after start_at. batches: what they are fitted to.
-
-    The decoder's blocks read coefficients of unit variance, as those of the continuous model do, rather than digits.
-    """
-    if net.linear_path is None or net.digits is None:
-        raise ValueError("a network without digits cannot start with them")
-    count = net.config.latent_channels
-    with torch.no_grad():
-        for basis, table, components, is_moving in (
-            (net.linear_path.still, net.digits.still, still.first(count), False),
-            (net.linear_path.moving, net.digits.moving, moving.first(count), True),
-        ):
-            samples = draw_samples(batches, components, moving=is_moving)
-            coefficients = components.encode(samples.patches)
-            _start_digit_basis(
-                basis, table, components, allocate(coefficients, samples.weights, components.scales, count)
-            )
-        _read_coefficients(net.decoder, net.digits)
 
 
 def _start_basis(basis: Basis, components: Components) -> None:
@@ -84,36 +65,13 @@ def _start_basis(basis: Basis, components: Components) -> None:
     basis.synthesis.copy_((components.vectors * components.scales[:, None]).T)
 
 
-def _start_digit_basis(basis: Basis, table: DigitTable, components: Components, allocation: Allocation) -> None:
-    counts = allocation.counts
-    table.step.copy_(allocation.steps.half())  # as they will be stored
-    table.component.copy_(torch.arange(len(counts)).repeat_interleave(counts))
-    table.power.copy_(torch.cat([torch.arange(int(number)) for number in counts]))
-    units = components.vectors * components.scales[:, None]  # what a unit of each coefficient is in pixels
-    matrix, shift = _coefficients_of_values(table)
-    basis.synthesis.copy_(units.T @ matrix)
-    basis.bias.copy_(components.mean + shift @ units)
-
-
-def _coefficients_of_values(table: DigitTable) -> tuple[Tensor, Tensor]:
-    """Coefficients in the middle of their cells as matrix @ values + shift, of FSQ values. Returns [L, L], [L]."""
-    component, channels = table.component.long(), torch.arange(len(table.component))
-    cells = FSQ_LEVELS ** component.bincount(minlength=len(table.step))
-    # A value is (digit - 2) / 2, a coefficient step * (sum of digit * 4^power - cells // 2); without digits it is 0.
-    matrix = torch.zeros(len(table.step), len(component))
-    matrix[component, channels] = 2 * table.step[component] * FSQ_LEVELS ** table.power.long()
-    return matrix, table.step * (2 * (cells - 1) / 3 - cells // 2)
-
-
-def _read_coefficients(decoder: Decoder, digits: Digits) -> None:
-    """Mixtures of coefficients for input: two thirds of the channels as stills have them, the rest as clips."""
-    weight, constant = decoder.input_layer.weight, len(decoder.input_layer.weight) - 1
-    stills = 2 * len(weight) // 3
-    for rows, table in ((slice(0, stills), digits.still), (slice(stills, constant), digits.moving)):
-        matrix, shift = _coefficients_of_values(table)
-        # No bias in the decoder; the table of positions, the same everywhere at first, stands in for it.
-        decoder.pos_embedder.position_embedding.weight[:, rows] = weight[rows] @ shift
-        weight[rows] = weight[rows] @ matrix
+def _start_experts(basis: Basis, experts: Experts, components: Components) -> None:
+    """Components in units of pixels, so that experts can weigh errors; every expert keeps the strongest."""
+    basis.analysis.copy_(components.vectors[: len(basis.analysis)])
+    basis.synthesis.copy_(basis.analysis.T)
+    count = experts.coefficients
+    experts.rows.copy_(torch.eye(count, experts.rows.shape[2]))
+    experts.scale.copy_(components.scales[:count])
 
 
 def _start_as_identity(block: Block) -> None:
@@ -189,13 +147,16 @@ def _start_posterior(net: ATokenNet, still: Components, loss: LossConfig) -> Non
 
     Noise of variance v on a channel adds scale^2 v / 768 to the error, the loss is the log of the error, and the KL
     term gains kl / 2 * log v: v = kl / 2 * 768 * error / scale^2. The projection has no bias, so the last feature
-    is a constant.
+    is a constant. Noise on a mark stays far from the next value.
     """
     net.proj.weight.zero_()
     constant = net.config.encoder.width - 1
     net.encoder.post_layernorm.get_parameter("weight")[constant] = 0
     net.encoder.post_layernorm.get_parameter("bias")[constant] = 1
     variance = max(loss.kl, 1e-8) / 2 * still.vectors.shape[1] * TYPICAL_MSE / still.scales.square()
+    experts = net.linear_path.still_experts if net.linear_path is not None else None
+    if experts is not None:
+        variance[experts.coefficients :] = (experts.mark_step / MARK_QUIET) ** 2
     net.proj.weight[net.config.latent_channels :, constant] = variance.log()
 
 

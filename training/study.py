@@ -1,8 +1,9 @@
 """`python -m training.study NAME`: one question about the recipe, answered by runs that differ in one thing.
 
 Each study trains its variants over several seeds from the same starts on the same samples, and writes a report with
-what came out, its spread, curves, seeds and the command. At the default size it shows how a study is done and answers
-for tiny networks only; the same command with a larger recipe, real shards and real teachers answers for those.
+what came out, its spread, curves, seeds and the command. Without options it takes drawn shapes, random teachers and
+tiny networks, and answers for those only; with a recipe, shards and teachers (the options of a curriculum,
+study_options.py; also under torchrun) it answers for these.
 
 Two studies train nothing and look at a given model instead: `shift` (shift_study.py) and `geometry`
 (geometry_study.py).
@@ -10,61 +11,29 @@ Two studies train nothing and look at a given model instead: `shift` (shift_stud
 
 from __future__ import annotations
 
+import argparse
 import json
-import math
-import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from model.network import ATokenNet
+from model.errors import ModelError
 from training import geometry_study, shift_study
-from training.batches import Source, pack_samples
-from training.chain import Work, run_stages
-from training.curriculum import Habits
-from training.frechet import FeatureStats, frechet_distance
-from training.generated import Generated, hash_tokens
-from training.measured import Parser
-from training.perceptual import resample_224
-from training.pictures import images_of
-from training.ranks import joined
-from training.stages import Recipe, Stage, joint, paper, scaled, stacks, with_modality_rope, with_patchgan, without_gram
+from training.chain import run_stages
+from training.curriculum import Habits, NotFiniteError
+from training.curriculum_cli import start_of
+from training.measured import command, minutes_since, say
+from training.ranks import Ranks, joined
+from training.shard_source import BadSamplesError
+from training.snapshots import SaveError
+from training.stages import Recipe, Stage, joint, with_modality_rope, with_patchgan, without_gram
+from training.study_options import FREE, Bench, parser, recipe_of
 from training.study_report import Curve, Report, write_report
-from training.teachers import Teachers, random_teachers
-
-SIDES = (32, 64)
-FD_IMAGES = 64
-FD_SIDE = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What a study may be given. steps: of a stage; looks: in a stage, for the curves; width: of the networks."""
-
-    folder: Path
-    seeds: tuple[int, ...] = (0, 1, 2)
-    steps: int = 300
-    looks: int = 6
-    width: int = 64
-    batch: int = 8
-
-    def recipe(self, seed: int) -> Recipe:
-        """The curriculum in small: two blocks on each side."""
-        base = stacks(self.width, 2, 2, 4 * self.width)
-        small = scaled(
-            paper(base, "study", seed=seed),
-            steps=self.steps,
-            batch=self.batch,
-            distill=self.batch,
-            sides=SIDES,
-            tokens=2048,
-            warmup=min(50, self.steps // 4),
-        )
-        return replace(small, optim=replace(small.optim, ema=0.98))
 
 
 @dataclass(frozen=True)
@@ -117,132 +86,163 @@ MEASUREMENTS: dict[str, Callable[[Sequence[str]], int]] = {
 }
 """Studies of a given model: they take the arguments after their name, and return the exit status."""
 
-
-def run_study(name: str, setting: Setting, log: Callable[[str], None] = print) -> Path:
-    """Train every variant with every seed; returns the path of the report."""
-    study = STUDIES[name]
-    began = time.monotonic()
-    curves: list[Curve] = []
-    for seed in setting.seeds:
-        for variant, recipe in study.variants(setting.recipe(seed)).items():
-            folder = setting.folder / f"{variant.replace(' ', '-')}-seed{seed}"
-            shutil.rmtree(folder, ignore_errors=True)
-            log(f"{name}: {variant}, seed {seed}")
-            collapsed = _train(recipe, folder, seed, setting)
-            curves.append(_curve(variant, seed, folder, recipe, collapsed))
-    report = Report(
-        name=name,
-        question=study.question,
-        settings={
-            "network": f"2 + 2 blocks of width {setting.width}, from scratch",
-            "steps of a stage": str(setting.steps),
-            "samples of a task and step": str(setting.batch),
-            "data": "drawn shapes (training/generated.py), sample n the same for all variants of a seed",
-            "teachers": "random networks: they show textures and places, no meaning",
-            "seeds": ", ".join(map(str, setting.seeds)),
-            "minutes": f"{(time.monotonic() - began) / 60:.1f}",
-            "command": f"python -m training.study {name} --steps {setting.steps} --seeds {len(setting.seeds)}",
-        },
-        curves=tuple(curves),
-    )
-    return write_report(report, setting.folder)
+FIGURES = ("images", "clips", "assets", "critic")
+"""First parts of the names of what a report has; what else is in metrics.jsonl stays there."""
 
 
-def _train(recipe: Recipe, folder: Path, seed: int, setting: Setting) -> bool:
-    """Returns whether the run broke off with numbers that are not finite."""
-    teachers = random_teachers(setting.width, seed=0)
-    source = Generated(seed=seed, sides=SIDES)
-    shown = Generated(seed=10_000, sides=SIDES)
-    work = Work(
-        source=lambda _: source,
-        shown=lambda _: shown,
-        teachers=teachers,
-        tokenize=hash_tokens,
-        judge=_FrechetOfImages(teachers, Generated(seed=20_000, sides=(FD_SIDE, FD_SIDE))),
-    )
-    every = max(1, setting.steps // setting.looks)
-    with joined() as ranks:
-        try:
-            habits = Habits(log_every=every, save_every=0, look_every=every)
-            run_stages(recipe, folder, work, ranks, habits=habits, log=lambda _: None)
-        except FloatingPointError:
-            return True
-    return False
+def run_study(given: argparse.Namespace, log: Callable[[str], None] = say) -> Path | None:
+    """Train every variant with every seed, or go on with it; returns the path of the report.
 
-
-class _FrechetOfImages:
-    """Frechet distance of originals and reconstructions of the same images, on features of the random VGG.
-
-    Not FID: its network was trained on nothing. It sees colours and textures, and compares variants of one study only.
+    None where SIGTERM ended it before that, and of ranks that are not the first.
     """
-
-    def __init__(self, teachers: Teachers, source: Source) -> None:
-        self.teachers = teachers
-        self.samples = source.draw("image_rec", range(FD_IMAGES))
-
-    @torch.no_grad()
-    def __call__(self, net: ATokenNet, stage: Stage) -> dict[str, float]:
-        packed = pack_samples(self.samples, range(FD_IMAGES), net.config).packed
-        mean, _ = net.posterior(net.encode(packed), packed)
-        latents = net.quantize(mean, packed.moving) if net.config.bottleneck == "fsq" else mean
-        decoded = net.decode(packed.with_feats(latents), net.config.frame_values)
-        stats = []
-        for patches in (packed.feats, decoded):
-            pictures = torch.cat([resample_224(p, FD_SIDE) for p in images_of(patches, packed, net.config)])
-            maps = self.teachers.vgg(pictures.clamp(-1, 1))
-            found = FeatureStats()
-            found.update(torch.cat([m.mean((2, 3)) for m in maps[:3]], dim=1))
-            stats.append(found)
-        error = (decoded.clamp(-1, 1) - packed.feats).square().mean() / 4
-        return {
-            "images/fd": frechet_distance(*stats).total,
-            "images/psnr": -10 * math.log10(max(float(error), 1e-10)),
+    began = time.monotonic()
+    study = STUDIES[given.name]
+    folder = given.out or Path("runs") / f"study-{given.name}"
+    base = recipe_of(given, 0)
+    plans = study.variants(base)
+    stages = [stage for plan in plans.values() for stage in plan.stages]
+    with joined() as ranks:
+        bench = Bench(given, base, stages, ranks)
+        _claim(folder, {**_plain(given), "frechet": bench.looks.features.words}, ranks)
+        curves: list[Curve] = []
+        try:
+            for seed in range(given.seeds):
+                for variant, plan in study.variants(recipe_of(given, seed)).items():
+                    if ranks.first:
+                        log(f"{given.name}: {variant}, seed {seed}, from minute {minutes_since(began)}")
+                    run = folder / f"{variant.replace(' ', '-')}-seed{seed}"
+                    ended = _train(plan, run, bench, _between_looks(stages, given.looks), log)
+                    if ended is None:
+                        return None
+                    if ranks.first:
+                        curves.append(_curve(variant, seed, run, plan, ended == "collapsed"))
+        finally:
+            bench.close()
+        if not ranks.first:
+            return None
+        settings = {
+            **_words(given, base, {stage.name for stage in stages}, ranks),
+            **bench.words(),
+            "seeds": ", ".join(str(seed) for seed in range(given.seeds)),
+            "minutes": minutes_since(began),
+            "command": given.command,
         }
+        if bench.looks.note:
+            settings["Frechet distance"] += f" ({bench.looks.note})"
+        return write_report(
+            Report(name=given.name, question=study.question, settings=settings, curves=tuple(curves)), folder
+        )
+
+
+def _between_looks(stages: Sequence[Stage], looks: int) -> int:
+    """Steps from a look to the next, the same in all stages and variants."""
+    return max(1, min(stage.steps for stage in stages) // looks)
+
+
+def _claim(folder: Path, settings: dict[str, Any], ranks: Ranks) -> None:
+    """Keep the settings with the runs; ValueError where the folder has runs of others."""
+    path = folder / "study.json"
+    if path.is_file():
+        found = json.loads(path.read_text())
+        other = sorted(name for name in {*found, *settings} if found.get(name) != settings.get(name))
+        if other:
+            raise ValueError(f"{folder} has runs of another {', '.join(other)}; wanted the same, or another --out")
+    ranks.wait()
+    if ranks.first:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings, indent=1) + "\n")
+
+
+def _plain(given: argparse.Namespace) -> dict[str, Any]:
+    """What must be the same when a study goes on, as it comes back from JSON."""
+    return json.loads(json.dumps({key: value for key, value in vars(given).items() if key not in FREE}, default=str))
+
+
+def _words(given: argparse.Namespace, recipe: Recipe, names: set[str], ranks: Ranks) -> dict[str, str]:
+    """Networks and steps, for the report. names: of the stages that are trained."""
+    encoder, decoder = recipe.base.encoder, recipe.base.decoder
+    device = torch.cuda.get_device_name() if ranks.device.type == "cuda" else "CPU"
+    start = f"an encoder from {given.init}" if given.init else "scratch"
+    steps = {stage.name: stage.steps for stage in recipe.stages if stage.name in names}
+    images = recipe.stage("image")
+    return {
+        "recipe": " ".join([recipe.name, *given.changes]),
+        "network": f"{encoder.blocks} + {decoder.blocks} blocks of width {encoder.width}, from {start}",
+        "steps of a stage": ", ".join(f"{name} {count}" for name, count in steps.items()),
+        "images of a step": f"{images.batch['image_rec']} to reconstruct and {images.distill} to describe",
+        "machine": f"{ranks.world} processes, {torch.get_num_threads()} threads each, {device}",
+    }
+
+
+def _train(recipe: Recipe, folder: Path, bench: Bench, every: int, log: Callable[[str], None]) -> str | None:
+    """Returns how it ended: "done", "collapsed" with numbers that are not finite, or None where it was told to stop."""
+    given = bench.given
+    habits = Habits(log_every=every, save_every=given.save_every, look_every=every)
+    try:
+        done = run_stages(
+            recipe,
+            folder,
+            bench.work(recipe.seed),
+            bench.ranks,
+            habits=habits,
+            start=start_of(recipe, given.init),
+            log=log if given.verbose else _silent,
+        )
+    except NotFiniteError:
+        return "collapsed"
+    return "done" if done else None
 
 
 def _curve(variant: str, seed: int, folder: Path, recipe: Recipe, collapsed: bool) -> Curve:
     """All figures of the looks, and what the critic said, against steps counted over all stages."""
-    points: dict[str, list[tuple[int, float]]] = {}
-    before = {}
+    points: dict[str, dict[int, float]] = {}
+    ends: dict[str, int] = {}
+    before: dict[str, int] = {}
     total = 0
     for stage in recipe.stages:
         before[stage.name] = total
         total += stage.steps
+        ends[stage.name] = total
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         record = json.loads(line)
         step = before[record["stage"]] + record["step"]
         for name, value in record.items():
-            if name.endswith(("/psnr", "/fd")) or name.startswith("critic/"):
-                points.setdefault(name, []).append((step, float(value)))
-    return Curve(variant=variant, seed=seed, points=points, collapsed=collapsed)
+            if name.partition("/")[0] in FIGURES:
+                points.setdefault(name, {})[step] = float(value)  # a run that went on has some steps twice
+    return Curve(
+        variant=variant,
+        seed=seed,
+        points={name: sorted(values.items()) for name, values in points.items()},
+        ends=ends,
+        collapsed=collapsed,
+    )
+
+
+def _silent(_: str) -> None:
+    return
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a study; returns the exit status."""
+    """Run a study; returns the exit status, 2 with one line for what cannot be done."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     if words and words[0] in MEASUREMENTS:
         return MEASUREMENTS[words[0]](words[1:])
-    parser = Parser(
-        prog="python -m training.study",
-        description="One question about the recipe, answered by training.",
-        epilog=f"Of a given model, without training: {', '.join(sorted(MEASUREMENTS))}; each has its own --help.",
+    options = parser(
+        sorted({*STUDIES, *MEASUREMENTS}),
+        f"Of a given model, without training: {', '.join(sorted(MEASUREMENTS))}; each has its own --help.",
     )
-    parser.add_argument("name", choices=sorted({*STUDIES, *MEASUREMENTS}))
-    parser.add_argument("--out", type=Path, help="folder of the report (default runs/study-NAME)")
-    parser.add_argument("--seeds", type=int, default=3, help="how many")
-    parser.add_argument("--steps", type=int, default=300, help="of a stage")
-    parser.add_argument("--width", type=int, default=64, help="of the networks")
-    parser.add_argument("--threads", type=int, default=1)
-    given = parser.parse_args(words)
+    given = options.parse_args(words)
     if given.name in MEASUREMENTS:
-        parser.error(f"{given.name} comes first, its own options after it")
-    if min(given.seeds, given.steps) < 1:
-        print(f"error: {given.seeds} seeds, {given.steps} steps; wanted 1 or more", file=sys.stderr)
-        return 2
+        options.error(f"{given.name} comes first, its own options after it")
+    given.command = command(words[0], words[1:])
     torch.set_num_threads(given.threads)
-    folder = given.out or Path("runs") / f"study-{given.name}"
-    setting = Setting(folder=folder, seeds=tuple(range(given.seeds)), steps=given.steps, width=given.width)
-    print(f"report in {run_study(given.name, setting)}")
+    try:
+        report = run_study(given)
+    except (FileNotFoundError, ValueError, ModelError, SaveError, BadSamplesError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if report is not None:
+        print(f"report in {report}")
     return 0
 
 

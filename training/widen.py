@@ -25,17 +25,11 @@ def widen_latents(state: Mapping[str, Tensor], old: ModelConfig, new: ModelConfi
     the projection keeps its rows: codes are of the mean. Raises ValueError where more than the latent differs, and
     where the state is not one of config `old`.
     """
-    same = replace(
-        old, latent_channels=new.latent_channels, bottleneck=new.bottleneck, codebooks=new.codebooks, digits=new.digits
-    )
+    same = replace(old, latent_channels=new.latent_channels, bottleneck=new.bottleneck, codebooks=new.codebooks)
     if same != new:
         raise ValueError(f"a checkpoint of {_sizes(old)} does not fit a stage of {_sizes(new)}")
     if old.linear_path and old.latent_channels != new.latent_channels:
         raise ValueError("a network with a linear path is fitted to its latent width; only plain ones can be widened")
-    if new.digits != old.digits:
-        raise ValueError(
-            f"from digits={old.digits} to digits={new.digits}: digits are fitted to a network, not taken over"
-        )
     if new.latent_channels < old.latent_channels or (old.bottleneck, new.bottleneck) == ("fsq", "gaussian"):
         raise ValueError(
             f"from {old.latent_channels} channels, {old.bottleneck}, to {new.latent_channels}, {new.bottleneck}; "

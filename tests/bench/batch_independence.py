@@ -17,7 +17,7 @@ import torch
 
 from media.types import Image, Item, Tokens, Video
 from model import Tokenizer, fsq
-from model.linear_path import DigitTable
+from model.experts import DigitExperts
 from model.packed import pack, plan_windows
 from model.patchify import coords_of, layout_of, patchify
 from model.verify import rowwise_error
@@ -92,14 +92,17 @@ def boundary_margins(tokenizer: Tokenizer, item: Item) -> np.ndarray:
     places = coords.to(tokenizer.device)
     packed = pack(spans, [feats[p] for p in parts], [places[p] for p in parts], [moving] * len(spans), config.window)
     mean, _ = net.posterior(net.encode(packed), packed)
-    if net.digits is None:
+    if net.linear_path is None:
         distance = (mean[..., None] - mean.new_tensor(fsq.THRESHOLDS)).abs().amin(-1)
     else:
-        table: DigitTable = net.digits.moving if moving else net.digits.still
-        cells = mean / table.step
-        # Every channel that is a digit of a coefficient may change where that coefficient crosses a cell's edge.
-        edge = (cells - cells.floor() - 0.5).abs()
-        distance = edge[:, table.component.long()]
+        experts = net.linear_path.of_kind(moving)[1]
+        assert isinstance(experts, DigitExperts)
+        chosen = experts.choice(mean)
+        cells = mean[:, : experts.coefficients] / experts.step[chosen]
+        # Every channel that is a digit of a coefficient may change where that coefficient crosses a cell's edge. The
+        # marks change where two experts are equally good: how far that is away is not looked at.
+        edge = (cells - cells.floor() - 0.5).abs().gather(1, experts.component[chosen].long())
+        distance = torch.cat([edge, edge.new_ones(len(edge), experts.marks)], dim=1)
     return distance.unflatten(-1, (config.codebooks, -1)).amin(-1).cpu().numpy()
 
 

@@ -64,7 +64,7 @@ def random_components(values: int, count: int, seed: int) -> Components:
 @pytest.fixture
 def components() -> tuple[Components, Components]:
     """For stills and for clips."""
-    return random_components(768, 144, 0), random_components(3072, 144, 1)
+    return random_components(768, 192, 0), random_components(3072, 192, 1)
 
 
 @pytest.fixture

@@ -89,8 +89,6 @@ def test_what_does_not_fit_is_named() -> None:
         widen_latents(state, WIDE, other, seed=0)
     with pytest.raises(ValueError, match="linear path is fitted to its latent width"):
         widen_latents(state, replace(NARROW, linear_path=True), replace(WIDE, linear_path=True), seed=0)
-    with pytest.raises(ValueError, match="from digits=False to digits=True"):
-        widen_latents(state, WIDE, replace(CODES, digits=True), seed=0)
     with pytest.raises(ValueError, match="50 channels do not split into 8 codebooks"):
         widen_latents(state, WIDE, replace(CODES, latent_channels=50), seed=0)
     with pytest.raises(ValueError, match=r"proj\.weight is \[96, 32\]; wanted \[64, 32\] for 32 latent channels"):
