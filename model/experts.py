@@ -17,7 +17,7 @@ from model.config import FSQ_LEVELS, ModelConfig
 from model.fsq import CENTRES
 from model.kernels import fixed_linear
 
-CHUNK = 4096
+CHUNK = 1024
 """Tokens at a time: every expert is tried on each, which takes E * K values a token."""
 
 
@@ -25,7 +25,8 @@ class Experts(nn.Module):
     """Components to latents and back.
 
     centre: [E, D]; rows: [E, K, D], orthonormal in each expert; scale: [E, K], what a unit of a latent is worth. A mark
-    has `levels` equidistant values of unit variance over all of them. fixed: as in Linear.
+    has `levels` equidistant values of unit variance over all of them. fixed: as in Linear, for decode; encode is always
+    so, since a choice between two experts that are almost equal would magnify the last bit of a sum.
     """
 
     fixed = False
@@ -76,14 +77,15 @@ class Experts(nn.Module):
     def _encode(self, components: Tensor) -> Tensor:
         flat = self.rows.flatten(0, 1)
         shift = (self.rows @ self.centre[:, :, None]).flatten()
-        projected = self._linear(components, flat, -shift).unflatten(1, (self.count, self.coefficients))
+        projected = steady_linear(components, flat, -shift).unflatten(1, (self.count, self.coefficients))
         with torch.no_grad():
-            # |c - centre|^2 less what the expert keeps; |c|^2 is the same for all. Sums in an order that does not
-            # depend on n, so that equally good experts are not told apart by what else is in the pack.
-            saved = savings(projected.detach(), self.given_back(projected.detach()))
-            kept = self._linear(saved.flatten(0, 1), flat.new_ones(1, self.coefficients))
-            offset = self._linear(components.detach(), -2 * self.centre, self.centre.square().sum(1))
-            chosen = (offset - kept.view(-1, self.count)).argmin(1)
+            # |c - centre|^2 less what the expert keeps; |c|^2 is the same for all.
+            exact = torch.promote_types(components.dtype, torch.float32)
+            given, centre = projected.detach().to(exact), self.centre.to(exact)
+            saved = savings(given, self.given_back(given)).flatten(0, 1)
+            kept = steady_linear(saved, saved.new_ones(1, self.coefficients)).view(-1, self.count)
+            offset = steady_linear(components.detach().to(exact), -2 * centre, centre.square().sum(1))
+            chosen = (offset - kept).argmin(1)
         rows = torch.arange(len(chosen), device=chosen.device)
         return torch.cat([projected[rows, chosen] / self.scale[chosen], self.marks_of(chosen).to(projected)], dim=1)
 
@@ -126,12 +128,12 @@ class DigitExperts(Experts):
 
     def cells(self) -> Tensor:
         """float32 [E, K], in how many cells each coefficient may lie."""
-        ones = torch.ones_like(self.step)
-        return FSQ_LEVELS ** torch.zeros_like(self.step).scatter_add(1, self.component.long(), ones)
+        ones = torch.ones_like(self.step, dtype=torch.float32)
+        return FSQ_LEVELS ** torch.zeros_like(ones).scatter_add(1, self.component.long(), ones)
 
     def given_back(self, projected: Tensor) -> Tensor:
         """As in Experts."""
-        cells = self.cells()
+        cells = self.cells().to(projected.dtype)
         unit = (self.step * self.scale).to(projected.dtype)
         return (_cell(projected / unit, cells) - (cells / 2).floor()) * unit
 
@@ -139,7 +141,7 @@ class DigitExperts(Experts):
         """z in the middle of FSQ levels, float32 [n, L], of coefficients and marks, [n, L]. No gradient passes."""
         chosen = self.choice(latents)
         coefficients = latents[:, : self.coefficients].float()
-        index = _cell(coefficients / self.step[chosen], self.cells()[chosen]).long()
+        index = _cell(coefficients / self.step[chosen].float(), self.cells()[chosen]).long()
         component, power = self.component[chosen].long(), self.power[chosen].long()
         digits = index.gather(1, component) // FSQ_LEVELS**power % FSQ_LEVELS
         return coefficients.new_tensor(CENTRES)[torch.cat([digits, self.digits_of(chosen)], dim=1)]
@@ -154,6 +156,11 @@ class DigitExperts(Experts):
         index = torch.zeros_like(places).scatter_add(1, component, places)
         step = self.step[chosen].to(latents.dtype)
         return self._components((index - (self.cells()[chosen] / 2).floor()).to(latents.dtype) * step, chosen)
+
+
+def steady_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x @ weight.T + bias; where no gradient is wanted, a row's bits do not depend on how many others there are."""
+    return F.linear(x, weight, bias) if torch.is_grad_enabled() else fixed_linear(x, weight, bias)
 
 
 def savings(projected: Tensor, given_back: Tensor) -> Tensor:

@@ -44,7 +44,8 @@ class ATokenNet(nn.Module):
         """Mean and log variance of the latents, each [N, L]; packed.feats: the patches that gave the features."""
         mean, logvar = gaussian.split_moments(self.proj(features))
         if self.linear_path is not None:
-            mean = self.linear_path.correct(self.linear_path.encode(packed.feats.to(mean.dtype), packed.moving), mean)
+            latents = self.linear_path.encode(packed.feats.to(mean.dtype), packed.moving)
+            mean, logvar = self.linear_path.correct(latents, mean, logvar)
         return mean, logvar
 
     def quantize(self, mean: Tensor, moving: Tensor) -> Tensor:

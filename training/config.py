@@ -67,9 +67,9 @@ class DataConfig:
     """What a step sees.
 
     grids: token grids (rows, columns) of image crops, one drawn a step. image_tokens: tokens of images a step, as
-    many crops as fit. clip_tokens: the same for clips; clip_frames, clip_grids: their sizes. panned: share of clips
-    made by moving a window over a photograph, the rest are cut from films. sheets: stand-ins for voxel sets a step.
-    pieces: of meshes' voxel sets a step, each of piece_tokens, one drawn.
+    many crops as reach that. clip_tokens: the same for clips; clip_frames, clip_grids: their sizes. panned: share of
+    clips made by moving a window over a photograph, the rest are cut from films. sheets: stand-ins for voxel sets a
+    step. pieces: of meshes' voxel sets a step, each of piece_tokens, one drawn.
     """
 
     grids: tuple[tuple[int, int], ...] = ((8, 8), (8, 8), (6, 8), (12, 12), (16, 16))
@@ -127,7 +127,7 @@ class TrainConfig:
 
 _SEMANTIC = SemanticConfig(tokens=1536)
 # Reconstruction has its own stage, and starts near its end: until then most of a step goes to the embedding.
-_IMAGES = DataConfig(image_tokens=192, clip_tokens=0, sheets=0)
+_IMAGES = DataConfig(grids=((8, 8), (6, 8), (8, 12)), image_tokens=128, clip_tokens=0, sheets=0)
 # A higher rate at the edges gains, measured on held-aside training pictures after 300 steps.
 _OPTIM = OptimConfig(lr=1.5e-3, edge_scale=0.3)
 
@@ -141,7 +141,7 @@ RECIPES: dict[str, tuple[TrainConfig, ...]] = {
             variant="tiny-continuous",
             minutes=0.22,
             optim=_OPTIM,
-            data=replace(_IMAGES, image_tokens=128, clip_tokens=96),
+            data=replace(_IMAGES, clip_tokens=96),
             semantic=replace(_SEMANTIC, clip_chance=0.3),
         ),
         TrainConfig(
@@ -149,7 +149,7 @@ RECIPES: dict[str, tuple[TrainConfig, ...]] = {
             variant="tiny-continuous",
             minutes=0.25,
             optim=_OPTIM,
-            data=replace(_IMAGES, image_tokens=128, clip_tokens=64, pieces=1, piece_tokens=(64, 128)),
+            data=replace(_IMAGES, clip_tokens=64, pieces=1, piece_tokens=(64, 128)),
             semantic=replace(_SEMANTIC, clip_chance=0.25, set_chance=0.25),
         ),
         TrainConfig(
@@ -158,7 +158,7 @@ RECIPES: dict[str, tuple[TrainConfig, ...]] = {
             minutes=0.28,
             train_features=False,
             optim=replace(_OPTIM, lr=1e-3),
-            data=replace(_IMAGES, image_tokens=448, clip_tokens=128, pieces=1),
+            data=DataConfig(image_tokens=448, clip_tokens=128, sheets=0, pieces=1),
         ),
     ),
     "tiny-discrete": (

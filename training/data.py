@@ -181,7 +181,7 @@ def training_batch(seed: int, step: int, library: Library, config: DataConfig, m
     rows, columns = config.grids[rng.integers(len(config.grids))]
     items: list[Item] = [
         Image(pixels=random_crop(rng, library, 16 * rows, 16 * columns))
-        for _ in range(config.image_tokens // (rows * columns))
+        for _ in range(-(-config.image_tokens // (rows * columns)))
     ]
     left = config.clip_tokens
     while left > 0:

@@ -28,9 +28,6 @@ CONTENT_SHARE = 0.25
 TYPICAL_MSE = 0.006
 """Error of the linear codec on photographs, pixels -1..1; sets the first posterior variance, nothing else."""
 
-MARK_QUIET = 12
-"""Distance of two values of a mark over the noise on it: half of it, where one passes for the next, is 6 deviations."""
-
 
 def start_at(net: ATokenNet, still: Components, moving: Components, loss: LossConfig) -> None:
     """Set every weight that matters at step 0; the rest stays as torch initialised it.
@@ -147,16 +144,13 @@ def _start_posterior(net: ATokenNet, still: Components, loss: LossConfig) -> Non
 
     Noise of variance v on a channel adds scale^2 v / 768 to the error, the loss is the log of the error, and the KL
     term gains kl / 2 * log v: v = kl / 2 * 768 * error / scale^2. The projection has no bias, so the last feature
-    is a constant. Noise on a mark stays far from the next value.
+    is a constant.
     """
     net.proj.weight.zero_()
     constant = net.config.encoder.width - 1
     net.encoder.post_layernorm.get_parameter("weight")[constant] = 0
     net.encoder.post_layernorm.get_parameter("bias")[constant] = 1
     variance = max(loss.kl, 1e-8) / 2 * still.vectors.shape[1] * TYPICAL_MSE / still.scales.square()
-    experts = net.linear_path.still_experts if net.linear_path is not None else None
-    if experts is not None:
-        variance[experts.coefficients :] = (experts.mark_step / MARK_QUIET) ** 2
     net.proj.weight[net.config.latent_channels :, constant] = variance.log()
 
 

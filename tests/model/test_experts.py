@@ -59,6 +59,7 @@ def test_marks_have_unit_variance_and_bear_noise() -> None:
     assert experts.choice(100 * latents).tolist() == [0, 1, 2, 3]
 
 
+@torch.no_grad()
 def test_rows_do_not_depend_on_what_is_beside_them() -> None:
     experts = some_experts()
     experts.fixed = True
@@ -98,12 +99,16 @@ def test_the_fit_finds_subspaces_that_are_there() -> None:
     assert found.choice(found.encode(patches)).bincount(minlength=4).min() > 500
 
 
-def test_a_correction_leaves_the_marks_alone() -> None:
+def test_a_correction_leaves_the_marks_alone_and_without_noise() -> None:
     path = LinearPath(SMALL)
-    latents, correction = torch.randn(3, 6), torch.ones(3, 6)
-    corrected = path.correct(latents, correction)
-    assert torch.equal(corrected[:, :4], latents[:, :4] + 1)
-    assert torch.equal(corrected[:, 4:], latents[:, 4:])
+    latents = torch.randn(3, 6)
+    mean, logvar = path.correct(latents, torch.ones(3, 6), torch.zeros(3, 6))
+    assert torch.equal(mean[:, :4], latents[:, :4] + 1)
+    assert torch.equal(mean[:, 4:], latents[:, 4:])
+    assert not logvar[:, :4].any()
+    # Of the largest number of experts that ships: six deviations to the next one.
+    step = Experts(VARIANTS["tiny-continuous"]).mark_step
+    assert 6 * (logvar[:, 4:] / 2).exp().max() < step / 2
 
 
 @pytest.mark.parametrize(("experts", "marks"), [(5, 2), (8, 2), (4, 0)])
