@@ -65,10 +65,21 @@ class ModelConfig:
     components: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse experts that the marks cannot name."""
-        if self.experts and (self.marks < 1 or self.mark_levels**self.marks != self.experts):
+        """Refuse experts that their marks cannot name, or that have nothing to choose from."""
+        if not self.experts:
+            if self.marks or self.components or (self.linear_path and self.bottleneck == "fsq"):
+                raise UnsupportedError(f"marks {self.marks}, components {self.components} and no experts")
+            return
+        if not self.linear_path or self.experts < 2:
+            raise UnsupportedError(f"{self.experts} experts, linear_path={self.linear_path}; wanted two, and one")
+        if self.marks < 1 or self.mark_levels**self.marks != self.experts:
             raise UnsupportedError(f"{self.experts} experts with {self.marks} marks; wanted a whole power of that many")
-        if self.linear_path and self.bottleneck == "fsq" and self.mark_levels != FSQ_LEVELS:
+        if not self.marks < self.latent_channels <= self.components:
+            raise UnsupportedError(
+                f"{self.components} components for {self.latent_channels} latents, {self.marks} of them marks; wanted "
+                "more latents than marks, and as many components or more"
+            )
+        if self.bottleneck == "fsq" and self.mark_levels != FSQ_LEVELS:
             raise UnsupportedError(f"marks of {self.mark_levels} values; wanted {FSQ_LEVELS}, as codes have")
 
     @property
@@ -104,8 +115,10 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ModelConfig:
-        """Inverse of to_json; unknown keys are a TypeError."""
+        """Inverse of to_json; unknown keys are a TypeError. `digits` is a key that older files have."""
         fields = dict(values)
+        if fields.pop("digits", False):
+            raise ValueError("small models with codes are of another kind now; this file is of an older version")
         fields["patch"] = tuple(fields["patch"])
         fields["encoder"] = StackConfig(**fields["encoder"])
         fields["decoder"] = StackConfig(**fields["decoder"])

@@ -26,7 +26,7 @@ class Experts(nn.Module):
 
     centre: [E, D]; rows: [E, K, D], orthonormal in each expert; scale: [E, K], what a unit of a latent is worth. A mark
     has `levels` equidistant values of unit variance over all of them. fixed: as in Linear, for decode; encode is always
-    so, since a choice between two experts that are almost equal would magnify the last bit of a sum.
+    so without gradients, since a choice between two experts that are almost equal would magnify a sum's last bit.
     """
 
     fixed = False
@@ -45,7 +45,10 @@ class Experts(nn.Module):
         return float((12 / (self.levels**2 - 1)) ** 0.5)
 
     def encode(self, components: Tensor) -> Tensor:
-        """Latents [n, L] of components [n, D], of the expert that gives them back with the smallest square error."""
+        """Latents [n, L] of components [n, D], of the expert that gives them back with the smallest square error.
+
+        Before what neighbours add to a patch, which is fitted afterwards.
+        """
         return torch.cat([self._encode(part) for part in components.split(CHUNK)])
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -74,18 +77,27 @@ class Experts(nn.Module):
         """What the decoder has of a patch's projections on every expert's rows. projected: [n, E, K], in pixels."""
         return projected
 
-    def _encode(self, components: Tensor) -> Tensor:
-        flat = self.rows.flatten(0, 1)
+    def project(self, components: Tensor) -> Tensor:
+        """Coefficients with every expert, in pixels: [n, E, K] of components [n, D]."""
         shift = (self.rows @ self.centre[:, :, None]).flatten()
-        projected = steady_linear(components, flat, -shift).unflatten(1, (self.count, self.coefficients))
+        flat = steady_linear(components, self.rows.flatten(0, 1), -shift)
+        return flat.unflatten(1, (self.count, self.coefficients))
+
+    def losses(self, components: Tensor, projected: Tensor, given_back: Tensor) -> Tensor:
+        """Square error of every patch with every expert, less what it has with none: [n, E].
+
+        That is |c - centre|^2 - |c|^2 less what each coefficient that is given back saves. components: [n, D];
+        projected, given_back: [n, E, K].
+        """
+        saved = (given_back * (2 * projected - given_back)).flatten(0, 1)
+        kept = steady_linear(saved, saved.new_ones(1, self.coefficients)).view(-1, self.count)
+        return steady_linear(components, -2 * self.centre, self.centre.square().sum(1)) - kept
+
+    def _encode(self, components: Tensor) -> Tensor:
+        projected = self.project(components)
         with torch.no_grad():
-            # |c - centre|^2 less what the expert keeps; |c|^2 is the same for all.
-            exact = torch.promote_types(components.dtype, torch.float32)
-            given, centre = projected.detach().to(exact), self.centre.to(exact)
-            saved = savings(given, self.given_back(given)).flatten(0, 1)
-            kept = steady_linear(saved, saved.new_ones(1, self.coefficients)).view(-1, self.count)
-            offset = steady_linear(components.detach().to(exact), -2 * centre, centre.square().sum(1))
-            chosen = (offset - kept).argmin(1)
+            given = projected.detach()
+            chosen = self.losses(components.detach(), given, self.given_back(given)).argmin(1)
         rows = torch.arange(len(chosen), device=chosen.device)
         return torch.cat([projected[rows, chosen] / self.scale[chosen], self.marks_of(chosen).to(projected)], dim=1)
 
@@ -161,11 +173,6 @@ class DigitExperts(Experts):
 def steady_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias; where no gradient is wanted, a row's bits do not depend on how many others there are."""
     return F.linear(x, weight, bias) if torch.is_grad_enabled() else fixed_linear(x, weight, bias)
-
-
-def savings(projected: Tensor, given_back: Tensor) -> Tensor:
-    """By how much each coefficient that is given back lowers the square error of a patch. Both [n, E, K]."""
-    return given_back * (2 * projected - given_back)
 
 
 def _cell(coefficients: Tensor, cells: Tensor) -> Tensor:

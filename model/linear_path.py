@@ -7,6 +7,7 @@ of a patch, D components, L latent channels. Without experts (experts.py) the co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -23,15 +24,15 @@ NEIGHBOURS = ((-1, 0), (1, 0), (0, -1), (0, 1), (-1, -1), (-1, 1), (1, -1), (1, 
 
 NEIGHBOUR_RANK = 64
 
-MARK_LOGVAR = -7.0
-"""Of the posterior of a mark: a deviation of 0.03, a seventh of the way to where the next expert begins (of 64)."""
+MARK_QUIET = 14
+"""Distance of two values of a mark over the deviation of its posterior: half of it is 7 deviations."""
 
 
 class Basis(nn.Module):
     """One affine way in, analysis (x - mean), and out: synthesis c + bias, and what the neighbours' c say about x.
 
     values: how many of a patch's values it sees, from the first on. seen: how many components of each neighbour count,
-    from the first on. fixed: as in Linear, for synthesise; analyse is always so.
+    from the first on. fixed: as in Linear, for synthesise; analyse is always so without gradients.
     """
 
     fixed = False
@@ -64,7 +65,11 @@ class Basis(nn.Module):
 
 
 class LinearPath(nn.Module):
-    """Added to what encoder and decoder say. still: images and voxels; moving: clips."""
+    """Added to what encoder and decoder say. still: images and voxels; moving: clips.
+
+    It stays in float32 whatever the dtype of the stacks (weights.load sees to it): components have the scale of pixels
+    and are subtracted from each other, and bfloat16 would cost up to 3 dB.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -73,10 +78,12 @@ class LinearPath(nn.Module):
         self.still = Basis(config.frame_values, self.components, self.seen)
         self.moving = Basis(config.patch_values, self.components, self.seen)
         self.still_experts, self.moving_experts = _experts(config), _experts(config)
-        self.marks = config.marks if config.experts else 0
+        self.marks = config.marks
+        self.mark_logvar = 2 * math.log(self.still_experts.mark_step / MARK_QUIET) if self.still_experts else 0.0
 
     def encode(self, patches: Tensor, moving: Tensor) -> Tensor:
-        """Latents of each patch. patches: [N, P]; moving: bool [N]. Returns [N, L]."""
+        """Latents of each patch. patches: [N, P]; moving: bool [N]. Returns [N, L] in the dtype of the path."""
+        patches = patches.to(self.still.mean.dtype)
 
         def part(clips: bool, rows: Tensor | slice) -> Tensor:
             basis, experts = self.of_kind(clips)
@@ -93,12 +100,13 @@ class LinearPath(nn.Module):
         if not self.marks:
             return latents + correction, logvar
         marks = latents[:, -self.marks :]
-        quiet = torch.full_like(marks, MARK_LOGVAR)
+        quiet = logvar.new_full(marks.shape, self.mark_logvar)
         mean = torch.cat([latents[:, : -self.marks] + correction[:, : -self.marks], marks], dim=1)
         return mean, torch.cat([logvar[:, : -self.marks], quiet], dim=1)
 
     def recall(self, latents: Tensor, moving: Tensor) -> Tensor:
         """Components that latents stand for. latents: [N, L]; moving: bool [N]. Returns [N, D]."""
+        latents = latents.to(self.still.mean.dtype)
 
         def part(clips: bool, rows: Tensor | slice) -> Tensor:
             _, experts = self.of_kind(clips)
@@ -107,7 +115,7 @@ class LinearPath(nn.Module):
         return _by_kind(part, moving)
 
     def levels_of(self, latents: Tensor, moving: Tensor) -> Tensor:
-        """z in the middle of FSQ levels, float32 [N, L], of latents [N, L]; only with digits. No gradient passes."""
+        """z in the middle of FSQ levels, float32 [N, L], of latents [N, L]; only for codes. No gradient passes."""
 
         def part(clips: bool, rows: Tensor | slice) -> Tensor:
             _, experts = self.of_kind(clips)

@@ -44,7 +44,7 @@ class ATokenNet(nn.Module):
         """Mean and log variance of the latents, each [N, L]; packed.feats: the patches that gave the features."""
         mean, logvar = gaussian.split_moments(self.proj(features))
         if self.linear_path is not None:
-            latents = self.linear_path.encode(packed.feats.to(mean.dtype), packed.moving)
+            latents = self.linear_path.encode(packed.feats, packed.moving)
             mean, logvar = self.linear_path.correct(latents, mean, logvar)
         return mean, logvar
 
@@ -60,7 +60,7 @@ class ATokenNet(nn.Module):
         values = values or self.config.patch_values
         patches: Tensor = self.decoder(packed, values)
         if self.linear_path is not None:
-            patches = patches + self.linear_path.decode(packed.feats.to(patches.dtype), packed, values)
+            patches = patches + self.linear_path.decode(packed.feats, packed, values)
         return patches
 
 

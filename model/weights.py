@@ -32,6 +32,9 @@ NOTE_KEY = "note"
 WRAPPERS = ("state_dict", "model")
 """Keys under which training code commonly puts the state dict of a .pt file."""
 
+IN_FLOAT32 = "linear_path."
+"""Prefix of tensors that no dtype asked for changes (model/linear_path.py says why)."""
+
 TRAINING_ONLY = "lpips_loss."
 """Published files of the Gaussian decoder may hold the loss network of its training under this prefix."""
 
@@ -102,7 +105,7 @@ def _filled(
         _check_keys(path, wanted, found)
         for name, like in wanted.items():
             stored = source.read(name)
-            target = dtype if like.is_floating_point() else like.dtype
+            target = like.dtype if name.startswith(IN_FLOAT32) or not like.is_floating_point() else dtype
             tensor = stored.to(device, target)
             if tensor.data_ptr() != stored.data_ptr():
                 _give_back(stored)

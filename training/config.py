@@ -46,14 +46,12 @@ class SemanticConfig:
 class OptimConfig:
     """AdamW with linear warm-up and a cosine down to lr * final.
 
-    edge_scale: learning rate of the layers that touch pixels or latents, as a share of lr. linear_scale: the same for
-    the linear path; 0 leaves it to the closed-form fits before and after. ema: decay of the averaged weights, which are
-    what is shipped.
+    edge_scale: learning rate of the layers that touch pixels or latents, as a share of lr; the linear path is left to
+    the closed-form fits before and after. ema: decay of the averaged weights, which are what is shipped.
     """
 
     lr: float = 1.5e-3
     edge_scale: float = 0.3
-    linear_scale: float = 0.0
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.01
     clip: float = 1.0
@@ -171,5 +169,5 @@ RECIPES: dict[str, tuple[TrainConfig, ...]] = {
         ),
     ),
 }
-"""The published order of stages; then the decoder and the linear path, while the embedding stays. Codes come last:
+"""The published order of stages; then the decoder, while the embedding stays. Codes come last:
 their decoder learns anew, the encoder is the same."""

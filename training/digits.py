@@ -1,6 +1,6 @@
 """Where the base-4 digits of a discrete token go: many to strong coefficients, none to weak ones.
 
-K components, L digits (the latent channels).
+K coefficients, L digits (the latent channels less the marks).
 """
 
 from __future__ import annotations

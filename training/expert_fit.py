@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from model.experts import DigitExperts, Experts, savings
+from model.experts import CHUNK, DigitExperts, Experts
 from model.linear_path import LinearPath
 from model.packed import PackedTokens
 from training.digits import allocate
@@ -20,7 +20,6 @@ from training.losses import item_means
 
 ROUNDS, LAST_ROUNDS = 28, 6
 THINNED = 4
-CHUNK = 2048
 FIRST_ROUNDS = 12
 SHAPES = 12
 """Directions in which patches are told apart before the first choice."""
@@ -65,7 +64,7 @@ def fit_path_experts(path: LinearPath, batches: Iterable[PackedTokens], log_floo
 
 @torch.no_grad()
 def fit_experts(experts: Experts, components: Tensor, weights: Tensor, seed: int, rounds: int = ROUNDS) -> list[float]:
-    """Set centre, rows and scale. components: [n, D]; weights: [n]. Returns the weighted error before each round.
+    """Set centre, rows and scale. components: [n, D]; weights: [n]. Returns the weighted error after each round.
 
     The first rounds see one patch in THINNED, where that is enough for every expert.
     """
@@ -76,7 +75,7 @@ def fit_experts(experts: Experts, components: Tensor, weights: Tensor, seed: int
     errors = []
     for number in range(rounds):
         errors.append(_round(experts, some, their, chosen))
-        if number == rounds - LAST_ROUNDS and thin > 1:
+        if number == rounds - LAST_ROUNDS - 1 and thin > 1:
             some, their = components, weights
             chosen = expert_losses(experts, some).argmin(1)
     return errors
@@ -104,7 +103,7 @@ def _set_digits(experts: DigitExperts, number: int, components: Tensor, weights:
     scale = experts.scale[number]
     coefficients = (components - experts.centre[number]) @ experts.rows[number].T / scale
     shared = allocate(coefficients, weights, scale, experts.coefficients)
-    experts.step[number] = shared.steps.half().float()  # as it will be stored
+    experts.step[number] = shared.steps
     experts.component[number] = torch.arange(len(shared.counts)).repeat_interleave(shared.counts).int()
     experts.power[number] = torch.cat([torch.arange(int(count)) for count in shared.counts]).int()
 
@@ -129,19 +128,17 @@ def _round(experts: Experts, components: Tensor, weights: Tensor, chosen: Tensor
     return error
 
 
+@torch.no_grad()
 def expert_losses(experts: Experts, components: Tensor, *, given_back: bool = False) -> Tensor:
     """Square error of every patch with every expert, [n, E], with coefficients as they are or as they are given back.
 
     components: [n, D].
     """
-    flat, shift = experts.rows.flatten(0, 1), (experts.rows @ experts.centre[:, :, None]).flatten()
-    constant = experts.centre.square().sum(1)
     parts = []
     for part in components.split(CHUNK):
-        projected = torch.addmm(-shift, part, flat.T).view(len(part), experts.count, -1)
-        kept = savings(projected, experts.given_back(projected)) if given_back else projected.square_()
-        offset = torch.addmm(constant, part, experts.centre.T, alpha=-2)
-        parts.append(part.square().sum(1, keepdim=True) + offset - kept.sum(2))
+        projected = experts.project(part)
+        given = experts.given_back(projected) if given_back else projected
+        parts.append(part.square().sum(1, keepdim=True) + experts.losses(part, projected, given))
     return torch.cat(parts)
 
 
@@ -153,7 +150,7 @@ def _set_expert(experts: Experts, number: int, components: Tensor, weights: Tens
     values, vectors = values.flip(0)[: experts.coefficients], vectors.flip(1)[:, : experts.coefficients]
     experts.centre[number] = centre
     experts.rows[number] = vectors.T.float()
-    experts.scale[number] = values.clamp(min=1e-10).sqrt().float()
+    experts.scale[number] = values.clamp(min=1e-8).sqrt().float()
 
 
 def _first_choice(components: Tensor, count: int, seed: int) -> Tensor:

@@ -1,6 +1,6 @@
-"""The best linear correction of a decoded patch from its own and its neighbours' latents, by least squares.
+"""The best linear correction of a decoded patch from its own and its neighbours' components, by least squares.
 
-N tokens, L latent channels, R rank of the neighbours' part, V values of a basis (768 or 3072).
+N tokens, D components (L of a neighbour), R rank of the neighbours' part, V values of a basis (768 or 3072).
 """
 
 from __future__ import annotations

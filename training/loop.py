@@ -32,8 +32,6 @@ from training.losses import Losses, combine, gaussian_kl, reconstruction
 EDGES = ("input_layer", "out_layer", "proj.", "position_embedding")
 """Names of the layers that touch pixels or latents, or say where a token stands."""
 
-LINEAR = "linear_path"
-
 
 @dataclass(frozen=True)
 class Limits:
@@ -65,7 +63,7 @@ class Trainer:
             _freeze_way_in(net)
         if not config.train_features:
             net.encoder.requires_grad_(False)
-        if config.optim.linear_scale == 0 and net.linear_path is not None:
+        if net.linear_path is not None:
             net.linear_path.requires_grad_(False)
         if distillation is None:
             # The pooling head gets no gradient from a reconstruction.
@@ -219,16 +217,13 @@ def learning_rate(config: OptimConfig, step: int, progress: float) -> float:
 
 
 def _optimizer(net: ATokenNet, config: OptimConfig, distillation: Distillation | None) -> torch.optim.AdamW:
-    """Groups by how fast they may move (blocks, edges, linear path) and whether they decay."""
+    """Groups by how fast they may move (blocks, edges) and whether they decay."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
-            if LINEAR in name:
-                scale = config.linear_scale
-            else:
-                scale = config.edge_scale if any(part in name for part in EDGES) else 1.0
+            scale = config.edge_scale if any(part in name for part in EDGES) else 1.0
             # Matrices of the blocks decay towards the identity of their branch; the solution at the edges must not.
-            decay = config.weight_decay if parameter.ndim == 2 and scale == 1.0 and LINEAR not in name else 0.0
+            decay = config.weight_decay if parameter.ndim == 2 and scale == 1.0 else 0.0
             groups.setdefault((scale, decay), []).append(parameter)
     if distillation is not None:
         groups.setdefault((1.0, 0.0), []).extend(distillation.parameters())
@@ -243,7 +238,3 @@ def _optimizer(net: ATokenNet, config: OptimConfig, distillation: Distillation |
 def _freeze_way_in(net: ATokenNet) -> None:
     net.encoder.requires_grad_(False)
     net.proj.requires_grad_(False)
-    if net.linear_path is not None:
-        for basis in (net.linear_path.still, net.linear_path.moving):
-            basis.mean.requires_grad_(False)
-            basis.analysis.requires_grad_(False)

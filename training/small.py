@@ -81,7 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder of the run (default runs/RECIPE); the same again goes on")
     parser.add_argument("--lessons", type=Path, default=Path("runs/lessons"), help="folder for what the teachers say")
     parser.add_argument("--no-semantics", dest="semantics", action="store_false", help="without teachers")
-    parser.add_argument("--encoder", type=Path, metavar="FILE", help="tiny-discrete: the encoder of this model")
+    parser.add_argument(
+        "--encoder", type=Path, metavar="FILE", help="encoder of this model: to begin with, or tiny-discrete's for good"
+    )
     parser.add_argument("--minutes", type=float, help="end the schedule after this much time, over all sittings")
     parser.add_argument("--steps", type=int, help="end each stage after so many steps")
     parser.add_argument("--seed", type=int, default=0)
@@ -115,7 +117,7 @@ def _run(given: argparse.Namespace, ranks: Ranks) -> int:
         before = weights.load(done)
     assert before is not None
     path = folder / f"{given.recipe}.safetensors"
-    if given.encoder is not None:
+    if given.encoder is not None and not stages[-1].train_encoder:
         take_encoder(before, weights.load(given.encoder))
     if ranks.first:
         export(before, stages[-1], stages[-1].steps, path, torch.float16)
@@ -140,6 +142,8 @@ def _run_stage(
         net = before
     else:
         net = prepare(config, given.data, library)
+        if given.encoder is not None:
+            net.encoder.load_state_dict(weights.load(given.encoder).encoder.state_dict())
     distillation = None
     if lessons is not None and config.semantic.tokens:
         torch.manual_seed(config.seed)

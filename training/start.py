@@ -140,7 +140,7 @@ def _set_place(attention: Attention, head: int, number: int, constant: int | Non
 
 
 def _start_posterior(net: ATokenNet, still: Components, loss: LossConfig) -> None:
-    """No correction of the mean yet; the log variance at which noise and KL are in balance.
+    """No correction of the mean yet; the log variance at which noise and KL are in balance (with PCA, before experts).
 
     Noise of variance v on a channel adds scale^2 v / 768 to the error, the loss is the log of the error, and the KL
     term gains kl / 2 * log v: v = kl / 2 * 768 * error / scale^2. The projection has no bias, so the last feature

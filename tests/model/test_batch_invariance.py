@@ -37,7 +37,7 @@ def _items() -> list[Item]:
 def _published(bottleneck: str) -> Tokenizer:
     """The published layers in small, with random weights: no linear path, biases and norms as in the large ones."""
     config = VARIANTS["tiny-continuous" if bottleneck == "gaussian" else "tiny-discrete"]
-    config = replace(config, linear_path=False, experts=0)
+    config = replace(config, linear_path=False, experts=0, marks=0, components=0)
     torch.manual_seed(3)
     net = build(config)
     with torch.no_grad():

@@ -1,15 +1,18 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from model import fsq
+from media.types import Image
+from model import Tokenizer, fsq
 from model.config import VARIANTS, ModelConfig
 from model.errors import UnsupportedError
 from model.experts import DigitExperts, Experts
 from model.linear_path import LinearPath
 from training.expert_fit import expert_losses, fit_digits, fit_experts
+from training.metrics import psnr
 
 SMALL = replace(VARIANTS["tiny-continuous"], latent_channels=6, experts=4, marks=2, components=20)
 
@@ -60,15 +63,31 @@ def test_marks_have_unit_variance_and_bear_noise() -> None:
 
 
 @torch.no_grad()
-def test_rows_do_not_depend_on_what_is_beside_them() -> None:
-    experts = some_experts()
-    experts.fixed = True
-    patches = torch.randn(70, 20, generator=torch.Generator().manual_seed(3))
+@pytest.mark.parametrize("codes", [False, True])
+def test_a_choice_does_not_depend_on_what_is_beside_it(codes: bool) -> None:
+    """Across blocks and chunks, and without the batch-invariant mode."""
+    experts = digit_experts()[0] if codes else some_experts()
+    patches = torch.randn(1300, 20, generator=torch.Generator().manual_seed(3))
     latents = experts.encode(patches)
-    back = experts.decode(latents)
-    for rows in (slice(0, 1), slice(3, 20), slice(69, 70)):
+    for rows in (slice(0, 1), slice(3, 20), slice(120, 140), slice(1000, 1100), slice(1299, 1300)):
         assert torch.equal(experts.encode(patches[rows]), latents[rows])
+    experts.fixed = True
+    back = experts.decode(latents)
+    for rows in (slice(0, 1), slice(120, 140), slice(1000, 1100)):
         assert torch.equal(experts.decode(latents[rows]), back[rows])
+
+
+@pytest.mark.parametrize("name", ["tiny-continuous", "tiny-discrete"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_smaller_dtype_costs_little_on_a_bright_picture(name: str, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    pixels = np.clip(np.linspace(205, 250, 64)[:, None, None] + rng.normal(0, 3, (64, 96, 3)), 0, 255).astype(np.uint8)
+    scores = []
+    for one in ("float32", dtype):
+        model = Tokenizer.load(name, device="cpu", dtype=one)
+        kind = {"codes"} if "codes" in model.outputs else {"latents"}
+        scores.append(psnr(pixels, model.decode(model.encode([Image(pixels=pixels)], kind))[0].pixels))
+    assert scores[1] > scores[0] - 0.15
 
 
 def test_gradients_are_those_of_the_chosen_expert() -> None:
@@ -106,9 +125,8 @@ def test_a_correction_leaves_the_marks_alone_and_without_noise() -> None:
     assert torch.equal(mean[:, :4], latents[:, :4] + 1)
     assert torch.equal(mean[:, 4:], latents[:, 4:])
     assert not logvar[:, :4].any()
-    # Of the largest number of experts that ships: six deviations to the next one.
-    step = Experts(VARIANTS["tiny-continuous"]).mark_step
-    assert 6 * (logvar[:, 4:] / 2).exp().max() < step / 2
+    assert path.still_experts is not None
+    assert 6 * (logvar[:, 4:] / 2).exp().max() < path.still_experts.mark_step / 2
 
 
 @pytest.mark.parametrize(("experts", "marks"), [(5, 2), (8, 2), (4, 0)])
@@ -118,10 +136,12 @@ def test_experts_that_marks_cannot_name_are_refused(experts: int, marks: int) ->
 
 
 def test_config_of_an_older_file_has_no_experts() -> None:
-    values = VARIANTS["so400m-continuous"].to_json()
+    values = {**VARIANTS["so400m-continuous"].to_json(), "digits": False}
     for name in ("experts", "marks", "components"):
         del values[name]
     assert ModelConfig.from_json(values) == VARIANTS["so400m-continuous"]
+    with pytest.raises(ValueError, match="older version"):
+        ModelConfig.from_json({**values, "digits": True})
 
 
 CODES = replace(SMALL, bottleneck="fsq", codebooks=1, experts=4, marks=1)
@@ -188,6 +208,14 @@ def test_a_coefficient_near_0_comes_back_as_0() -> None:
         latents = torch.cat([0.99 * noise * experts.step[number], marks], dim=1)
         back = experts.decode(fsq.quantize(experts.levels_of(latents)))
         assert torch.allclose(back, experts.centre[number].expand_as(back), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"experts": 1, "marks": 1}, {"components": 0}, {"linear_path": False}, {"experts": 0}, {"marks": 6}]
+)
+def test_experts_that_cannot_work_are_refused(changes: dict[str, int]) -> None:
+    with pytest.raises(UnsupportedError, match=r"experts|marks"):
+        replace(SMALL, **changes)
 
 
 def test_codes_want_marks_that_are_digits() -> None:

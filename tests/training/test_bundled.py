@@ -41,7 +41,7 @@ def test_continuous_beats_pca(pictures: list[UInt8Array]) -> None:
     config = tokenizer.config
     model = score("model", model_codec(tokenizer), pictures)
     pca = score("PCA", pca_codec(fit_components(still_patches(DATA, config), 48), config), pictures)
-    assert model.psnr >= pca.psnr + 0.05
+    assert model.psnr >= pca.psnr + 1.0  # what the project wants of its default weights
     assert model.ssim >= pca.ssim
 
 
