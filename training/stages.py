@@ -6,9 +6,10 @@ A recipe is a plain value: an ablation is a function that gives another one.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from model.config import VARIANTS, ModelConfig, StackConfig
 
@@ -142,7 +143,8 @@ class Recipe:
 def override(recipe: Recipe, assignments: list[str]) -> Recipe:
     """The recipe with `key=value` changes: `optim.lr=1e-4`, `weights.gram=0`, `stages.image.steps=1000`, `tokens=4096`.
 
-    Values are JSON, or else text. Raises ValueError for a key that there is not, naming those that there are.
+    Values are JSON, or else text. Raises ValueError for a key that there is not, naming those that there are, and for
+    a value of another type.
     """
     tree = recipe.to_json()
     for assignment in assignments:
@@ -151,18 +153,62 @@ def override(recipe: Recipe, assignments: list[str]) -> Recipe:
             raise ValueError(f"{assignment!r}; wanted KEY=VALUE")
         *path, last = key.split(".")
         place: Any = tree
+        hint: Any = Recipe
         walked = ""
         for part in path:
             if walked == "stages":
                 place = {stage["name"]: stage for stage in place}
-            place = _child(place, part, walked, key)
+            place, hint = _child(place, part, walked, key), _hint_of(hint, part)
             walked = f"{walked}.{part}" if walked else part
+        if walked == "stages":
+            raise ValueError(f"{assignment!r}; wanted a key of the stage, as in stages.{last}.steps=1000")
         _child(place, last, walked, key)
+        hint = _hint_of(hint, last)
         try:
-            place[last] = json.loads(text)
+            value = text if hint is str else json.loads(text)
         except json.JSONDecodeError:
-            place[last] = text
-    return Recipe.from_json(tree)
+            value = text
+        if wanted := _wanted(value, hint):
+            raise ValueError(f"{assignment!r}; wanted {wanted}")
+        place[last] = value
+    try:
+        return Recipe.from_json(tree)
+    except TypeError as error:  # a value that is an object, without some of its keys
+        raise ValueError(f"{', '.join(assignments)}: {error}") from error
+
+
+def _hint_of(hint: Any, part: str) -> Any:
+    """The type of a part of what `hint` is the type of."""
+    if is_dataclass(hint):
+        return get_type_hints(hint)[part]
+    return get_args(hint)[1 if get_origin(hint) is Mapping else 0]
+
+
+def _wanted(value: Any, hint: Any) -> str:
+    """What a value from JSON should be, in words, or nothing if it is that."""
+    parts = get_args(hint)
+    if get_origin(hint) is Literal:
+        return "" if value in parts else f"one of {', '.join(map(str, parts))}"
+    if get_origin(hint) is tuple:
+        if not isinstance(value, list):
+            return "a list"
+        if parts[-1] is not ... and len(value) != len(parts):
+            return f"a list of {len(parts)}"
+        pairs = [(item, parts[0]) for item in value]
+    elif get_origin(hint) is Mapping or is_dataclass(hint):
+        if not isinstance(value, dict):
+            return "keys of its own, as in KEY.ITS_KEY=VALUE"
+        known = get_type_hints(hint) if is_dataclass(hint) else dict.fromkeys(value, parts[1])
+        pairs = [(item, known[key]) for key, item in value.items() if key in known]
+    elif hint is float:
+        right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return "" if right else "a number"
+    elif hint is int:
+        return "" if isinstance(value, int) and not isinstance(value, bool) else "a whole number"
+    else:
+        words = "true or false" if hint is bool else "text"
+        return "" if isinstance(value, hint) else words
+    return next((wanted for wanted in (_wanted(*pair) for pair in pairs) if wanted), "")
 
 
 def _child(place: Any, part: str, walked: str, key: str) -> Any:

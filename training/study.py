@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,7 +62,14 @@ def _gram(recipe: Recipe) -> dict[str, Recipe]:
 
 def _curriculum(recipe: Recipe) -> dict[str, Recipe]:
     continuous = tuple(stage for stage in recipe.stages if stage.bottleneck == "gaussian")
-    image = replace(recipe.stage("image"), steps=sum(stage.steps for stage in continuous))
+    # Of the latent and the pictures that the others end with: image quality must not answer for these.
+    last = recipe.stage("asset")
+    image = replace(
+        recipe.stage("image"),
+        steps=sum(stage.steps for stage in continuous),
+        latent_channels=last.latent_channels,
+        image_side=last.image_side,
+    )
     return {
         "curriculum": replace(recipe, stages=continuous),
         "joint": replace(joint(recipe), stages=joint(recipe).stages[:1]),
@@ -101,30 +110,28 @@ def run_study(given: argparse.Namespace, log: Callable[[str], None] = say) -> Pa
     base = recipe_of(given, 0)
     plans = study.variants(base)
     stages = [stage for plan in plans.values() for stage in plan.stages]
-    with joined() as ranks:
-        bench = Bench(given, base, stages, ranks)
+    with joined() as ranks, closing(Bench(given, base, stages, ranks)) as bench:
         _claim(folder, {**_plain(given), "frechet": bench.looks.features.words}, ranks)
         curves: list[Curve] = []
-        try:
-            for seed in range(given.seeds):
-                for variant, plan in study.variants(recipe_of(given, seed)).items():
-                    if ranks.first:
-                        log(f"{given.name}: {variant}, seed {seed}, from minute {minutes_since(began)}")
-                    run = folder / f"{variant.replace(' ', '-')}-seed{seed}"
-                    ended = _train(plan, run, bench, _between_looks(stages, given.looks), log)
-                    if ended is None:
-                        return None
-                    if ranks.first:
-                        curves.append(_curve(variant, seed, run, plan, ended == "collapsed"))
-        finally:
-            bench.close()
+        runs: list[Path] = []
+        for seed in range(given.seeds):
+            for variant, plan in study.variants(recipe_of(given, seed)).items():
+                if ranks.first:
+                    log(f"{given.name}: {variant}, seed {seed}, from minute {minutes_since(began)}")
+                run = folder / f"{variant.replace(' ', '-')}-seed{seed}"
+                ended = _train(plan, run, bench, _between_looks(stages, given.looks), log)
+                if ended is None:
+                    return None
+                if ranks.first:
+                    curves.append(_curve(variant, seed, run, plan, ended == "collapsed"))
+                    runs.append(run)
         if not ranks.first:
             return None
         settings = {
-            **_words(given, base, {stage.name for stage in stages}, ranks),
+            **_words(given, base, plans, ranks),
             **bench.words(),
             "seeds": ", ".join(str(seed) for seed in range(given.seeds)),
-            "minutes": minutes_since(began),
+            "minutes": f"{sum(map(_minutes, runs)):.1f} of all runs, from the first line of each to its last look",
             "command": given.command,
         }
         if bench.looks.note:
@@ -135,14 +142,19 @@ def run_study(given: argparse.Namespace, log: Callable[[str], None] = say) -> Pa
 
 
 def _between_looks(stages: Sequence[Stage], looks: int) -> int:
-    """Steps from a look to the next, the same in all stages and variants."""
-    return max(1, min(stage.steps for stage in stages) // looks)
+    """Steps from a look to the next, the same in all stages and variants.
+
+    A divisor of all their steps, so that all are looked at at the same ones, unless that makes twice as many looks.
+    """
+    most = max(1, min(stage.steps for stage in stages) // looks)
+    whole = math.gcd(*(stage.steps for stage in stages))
+    return next((steps for steps in range(most, most // 2, -1) if whole % steps == 0), most)
 
 
 def _claim(folder: Path, settings: dict[str, Any], ranks: Ranks) -> None:
-    """Keep the settings with the runs; ValueError where the folder has runs of others."""
+    """Keep the settings with the runs; ValueError where the folder has runs of others (a start is no run yet)."""
     path = folder / "study.json"
-    if path.is_file():
+    if path.is_file() and any(folder.glob("*-seed*")):
         found = json.loads(path.read_text())
         other = sorted(name for name in {*found, *settings} if found.get(name) != settings.get(name))
         if other:
@@ -158,20 +170,55 @@ def _plain(given: argparse.Namespace) -> dict[str, Any]:
     return json.loads(json.dumps({key: value for key, value in vars(given).items() if key not in FREE}, default=str))
 
 
-def _words(given: argparse.Namespace, recipe: Recipe, names: set[str], ranks: Ranks) -> dict[str, str]:
-    """Networks and steps, for the report. names: of the stages that are trained."""
+def _words(given: argparse.Namespace, recipe: Recipe, plans: Mapping[str, Recipe], ranks: Ranks) -> dict[str, str]:
+    """Networks and steps of the variants, for the report."""
     encoder, decoder = recipe.base.encoder, recipe.base.decoder
     device = torch.cuda.get_device_name() if ranks.device.type == "cuda" else "CPU"
     start = f"an encoder from {given.init}" if given.init else "scratch"
-    steps = {stage.name: stage.steps for stage in recipe.stages if stage.name in names}
-    images = recipe.stage("image")
+    images = {
+        stage.name: f"{stage.batch['image_rec']} to reconstruct (if it is one of images), {stage.distill} to describe"
+        for plan in plans.values()
+        for stage in plan.stages
+    }
+    latents = _together({name: _by_stage(plan, lambda stage: stage.latent_channels) for name, plan in plans.items()})
+    if any(len({stage.latent_channels for stage in plan.stages}) > 1 for plan in plans.values()):
+        latents += " (where a stage widens them, its figures answer for that too)"
     return {
         "recipe": " ".join([recipe.name, *given.changes]),
         "network": f"{encoder.blocks} + {decoder.blocks} blocks of width {encoder.width}, from {start}",
-        "steps of a stage": ", ".join(f"{name} {count}" for name, count in steps.items()),
-        "images of a step": f"{images.batch['image_rec']} to reconstruct and {images.distill} to describe",
+        "steps of a stage": _together(
+            {name: _by_stage(plan, lambda stage: stage.steps) for name, plan in plans.items()}
+        ),
+        "latents of a stage": latents,
+        "images of a step": _together(images),
         "machine": f"{ranks.world} processes, {torch.get_num_threads()} threads each, {device}",
     }
+
+
+def _by_stage(recipe: Recipe, value: Callable[[Stage], int]) -> str:
+    return ", ".join(f"{stage.name} {value(stage)}" for stage in recipe.stages)
+
+
+def _together(said: Mapping[str, str]) -> str:
+    """What is said of each name; once, of those that share it, and without names if all do."""
+    names: dict[str, list[str]] = {}
+    for name, words in said.items():
+        names.setdefault(words, []).append(name)
+    if len(names) == 1:
+        return next(iter(names))
+    return "; ".join(f"{' and '.join(owners)}: {words}" for words, owners in names.items())
+
+
+def _minutes(folder: Path) -> float:
+    """Of a run, from its first line to its last; a break between two sittings counts."""
+    times = [float(record["time"]) for record in _records(folder)]
+    return (times[-1] - times[0]) / 60 if times else 0.0
+
+
+def _records(folder: Path) -> list[dict[str, Any]]:
+    """Lines of a run; none where it broke off before the first."""
+    path = folder / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def _train(recipe: Recipe, folder: Path, bench: Bench, every: int, log: Callable[[str], None]) -> str | None:
@@ -203,8 +250,7 @@ def _curve(variant: str, seed: int, folder: Path, recipe: Recipe, collapsed: boo
         before[stage.name] = total
         total += stage.steps
         ends[stage.name] = total
-    for line in (folder / "metrics.jsonl").read_text().splitlines():
-        record = json.loads(line)
+    for record in _records(folder):
         step = before[record["stage"]] + record["step"]
         for name, value in record.items():
             if name.partition("/")[0] in FIGURES:

@@ -79,7 +79,7 @@ class Pieces:
 
 
 class Held:
-    """`count` samples of each kind, made when they are first wanted and then kept: decoding is done once a study."""
+    """`count` samples of each kind, made when they are first wanted and then kept: each is decoded once."""
 
     def __init__(self, source: Source, count: int) -> None:
         self.count = count

@@ -6,7 +6,7 @@ B pictures, N tokens, D features.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,17 +80,23 @@ def features_of(inception: Path | None, teachers: Teachers, random: bool, device
     return Features("fd", f"{knows}, at {VGG_SIDE} pixels: no FID", through_vgg)
 
 
+def wanted_of(images: int) -> dict[Kind, int]:
+    """Samples of a look of so many images: a quarter as many clips and assets, MOST_HEAVY at most."""
+    heavy = max(1, min(images // 4, MOST_HEAVY))
+    return {"image_rec": images, "video_rec": heavy, "asset_rec": heavy}
+
+
 class Looks:
     """Figures of a network on the samples of a source, the same at each look.
 
-    images: how many; a quarter as many clips and assets, MOST_HEAVY at most. tokens: of a pass. note: what is to be
-    known of the Frechet distance, once it was measured.
+    counts: of each kind. tokens: of a pass. note: what is to be known of the Frechet distance, once it was measured.
     """
 
-    def __init__(self, source: Source, features: Features, *, images: int, tokens: int, device: torch.device) -> None:
+    def __init__(
+        self, source: Source, features: Features, *, counts: Mapping[Kind, int], tokens: int, device: torch.device
+    ) -> None:
         self.features = features
-        self.images = images
-        self.heavy = max(1, min(images // 4, MOST_HEAVY))
+        self.counts = counts
         self.note = ""
         self._source = source
         self._tokens = tokens
@@ -99,7 +105,7 @@ class Looks:
 
     def samples(self, kind: Kind) -> list[Sample]:
         """Those of one kind."""
-        return self._source.draw(kind, range(self.images if kind == "image_rec" else self.heavy))
+        return self._source.draw(kind, range(self.counts[kind]))
 
     @torch.no_grad()
     def __call__(self, net: ATokenNet, stage: Stage) -> dict[str, float]:
@@ -117,7 +123,7 @@ class Looks:
                 if kind == "image_rec":
                     stats.update(self._features(seen, micro, net))
             figures[f"{NAMES[kind]}/psnr"] = sum(ratios) / len(ratios)
-            if kind == "image_rec" and self.images > 1:
+            if kind == "image_rec" and self.counts[kind] > 1:
                 found = frechet_distance(self._originals(net), stats)
                 self.note = found.warning
                 figures[f"images/{self.features.name}"] = found.total

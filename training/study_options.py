@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from training.batches import Source
+from training.batches import Kind, Source
 from training.chain import Work
 from training.curriculum_cli import (
     MODALITIES,
@@ -18,6 +19,7 @@ from training.curriculum_cli import (
     corpora_of,
     drawn_of,
     shards_of,
+    start_of,
     teachers_of,
 )
 from training.measured import Parser, at_least
@@ -26,7 +28,7 @@ from training.shard_order import Corpus
 from training.shard_source import MODALITY
 from training.stages import CURRICULA, TASKS, Recipe, Stage, override, paper, scaled, stacks
 from training.study_data import Filled, Held, Ordered, Pieces, lacking, only
-from training.study_looks import Looks, features_of
+from training.study_looks import MOST_HEAVY, Looks, features_of, wanted_of
 
 SIDES = (32, 64)
 STEPS = 200
@@ -58,10 +60,17 @@ def parser(names: Sequence[str], epilog: str) -> Parser:
     made.add_argument("--set", dest="changes", metavar="KEY=VALUE", action="append", default=[], help="of the recipe")
     made.add_argument("--threads", type=at_least(1), default=1)
     data = add_data(made, "drawn shapes for what has no shards (the default where none are given)")
-    data.add_argument("--hold", type=at_least(1), metavar="N", help="train on N samples of a kind, decoded once")
+    data.add_argument(
+        "--hold",
+        type=at_least(1),
+        metavar="N",
+        help="train on N samples of a kind, decoded once for each set of sizes that stages have",
+    )
     data.add_argument("--piece", type=at_least(1), metavar="N", help="cut assets to N neighbouring voxels")
     looks = made.add_argument_group("looks", "what is measured on the way, and on what")
-    looks.add_argument("--looks", type=at_least(1), default=6, help="in a stage")
+    looks.add_argument(
+        "--looks", type=at_least(1), default=6, help="in a stage, or a few more: at the same steps in all"
+    )
     for modality in MODALITIES:
         looks.add_argument(
             f"--shown-{modality}",
@@ -70,7 +79,12 @@ def parser(names: Sequence[str], epilog: str) -> Parser:
             default=[],
             help=f"{modality} held aside (default: those trained on, cut otherwise)",
         )
-    looks.add_argument("--shown-count", type=at_least(1), default=64, help="images; a quarter of it clips and assets")
+    looks.add_argument(
+        "--shown-count",
+        type=at_least(1),
+        default=64,
+        help=f"images; a quarter of it clips and assets, {MOST_HEAVY} at most; of each no more than the shards have",
+    )
     looks.add_argument("--inception", type=Path, metavar="FILE", help="network of rFID, as of training.evaluate")
     start = made.add_argument_group("start")
     start.add_argument("--init", type=Path, metavar="FOLDER", help="SigLIP 2 folder for the encoder of the first stage")
@@ -114,8 +128,24 @@ def _small(steps: int, width: int) -> Recipe:
     return replace(small, optim=replace(small.optim, ema=0.98))
 
 
+def _no_more_than(wanted: Mapping[Kind, int], corpora: Mapping[str, Sequence[Corpus]]) -> dict[Kind, int]:
+    """Counts that make no sample come twice; what has no shards is drawn, without end."""
+    return {
+        kind: min(count, _distinct(corpora[MODALITY[kind]])) if MODALITY[kind] in corpora else count
+        for kind, count in wanted.items()
+    }
+
+
+def _distinct(corpora: Sequence[Corpus]) -> int:
+    """Samples until one comes again: all of them, or with weights until the first corpus is through (about)."""
+    whole = sum(corpus.weight or 0 for corpus in corpora)
+    if not whole:
+        return max(1, sum(corpus.count for corpus in corpora))
+    return max(1, min(int(corpus.count * whole / corpus.weight) for corpus in corpora if corpus.weight))
+
+
 class Bench:
-    """What all runs of a study share. What is missing is named when it is made, before the first step.
+    """What all runs of a study share. What is missing or does not fit is named when it is made, before the first step.
 
     recipe: before its variants; stages: all that are trained.
     """
@@ -123,6 +153,16 @@ class Bench:
     def __init__(self, given: argparse.Namespace, recipe: Recipe, stages: Sequence[Stage], ranks: Ranks) -> None:
         self.given = given
         self.ranks = ranks
+        self._open = ExitStack()
+        try:
+            self._prepare(recipe, stages)
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, recipe: Recipe, stages: Sequence[Stage]) -> None:
+        given, ranks = self.given, self.ranks
+        start_of(recipe, given.init)  # it is there and fits, or the study ends here
         self.random = given.random_teachers or not any(getattr(given, name) for name in TEACHERS)
         chosen = argparse.Namespace(**{**vars(given), "random_teachers": self.random})
         self.teachers, self.tokenize = teachers_of(chosen, recipe.base.encoder.width, ranks.device.type)
@@ -144,11 +184,12 @@ class Bench:
         # Every stage and variant is looked at with the same samples: those of the first stage's sizes.
         look = replace(recipe.stage("asset"), image_side=recipe.stage("image").image_side)
         source = self._cut(self._samples({**self.corpora, **shown}, SHOWN_SEED, 1, look))
-        self._shown = Held(source, given.shown_count)
+        self._shown = self._hold(source, given.shown_count)
+        self.wanted = wanted_of(given.shown_count)
         self.looks = Looks(
             Ordered(self._shown, None),
             features_of(given.inception, self.teachers, self.random, ranks.device),
-            images=given.shown_count,
+            counts=_no_more_than(self.wanted, {**self.corpora, **shown}),
             tokens=recipe.tokens,
             device=ranks.device,
         )
@@ -175,13 +216,17 @@ class Bench:
             # The same whichever stage of these sizes comes first.
             every = replace(stage, name="held", cycle=TASKS, batch=dict.fromkeys(TASKS, 1), distill=1)
             source = self._cut(self._samples(self.corpora, HELD_SEED, self.ranks.world, every))
-            self._held[sizes] = Held(source, self.given.hold)
+            self._held[sizes] = self._hold(source, self.given.hold)
         return Ordered(self._held[sizes], seed)
 
     def close(self) -> None:
         """Let go of the samples."""
-        for held in (*self._held.values(), self._shown):
-            held.close()
+        self._open.close()
+
+    def _hold(self, source: Source, count: int) -> Held:
+        held = Held(source, count)
+        self._open.callback(held.close)
+        return held
 
     def words(self) -> dict[str, str]:
         """Data, teachers and networks, for the report."""
@@ -199,12 +244,15 @@ class Bench:
         shown = [f"{name} held aside, from {', '.join(getattr(given, f'shown_{name}'))}" for name in self.apart]
         shown += [f"{name} of those trained on, cut otherwise" for name in same]
         shown += [f"{name} drawn anew" for name in self.drawn]
-        numbers = {"images": self.looks.images, "videos": self.looks.heavy, "assets": self.looks.heavy}
-        counts = ", ".join(f"{numbers[name]} {name}" for name in self.used)
+        counts = []
+        for kind, number in self.looks.counts.items():
+            fewer = f" ({self.wanted[kind]} were wanted, the shards have no more)" if number < self.wanted[kind] else ""
+            if MODALITY[kind] in self.used:
+                counts.append(f"{number} {MODALITY[kind]}{fewer}")
         paths = ", ".join(str(getattr(given, name)) for name in TEACHERS)
         return {
             "data": data,
-            "looks": f"{counts}, the same for all runs; {'; '.join(shown)}",
+            "looks": f"{', '.join(counts)}, the same for all runs; {'; '.join(shown)}",
             "Frechet distance": self.looks.features.words,
             "teachers": "random networks: they show textures and places, no meaning" if self.random else paths,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import json
 import math
@@ -11,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 COLLAPSE_DB = 3.0
-"""A run that ends so far below its best look has collapsed."""
+"""A run that ends a stage so far below its best look of that stage has collapsed."""
+
+INTERVAL = "95 % interval"
 
 QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 """Student's t at 97.5 % for 1, 2, ... degrees of freedom."""
@@ -19,9 +22,9 @@ QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.2
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One run. points: (step, value) of each figure; collapsed: it ended with numbers that are not finite.
+    """One run. points: (step, value) of each figure; collapsed: it broke off with numbers that are not finite.
 
-    ends: the last step of each stage, counted over all stages as in points.
+    ends: the last step of each stage, counted over all stages as in points; without them a run ends at its last point.
     """
 
     variant: str
@@ -31,19 +34,35 @@ class Curve:
     collapsed: bool = False
 
     def final(self, name: str) -> float:
-        """The last value of a figure; NaN if the run has none."""
-        values = self.points.get(name)
+        """The value of a figure at the end of the run; NaN if it has none there, as where it broke off."""
+        values = self.whole(name)
         return values[-1][1] if values else math.nan
 
     def middle(self, name: str) -> float:
-        """The value at the middle look; NaN if the run has none."""
-        values = self.points.get(name)
+        """The value at the middle look; NaN if the run has none, or broke off."""
+        values = self.whole(name)
         return values[(len(values) - 1) // 2][1] if values else math.nan
 
-    def over_looks(self, name: str) -> float:
-        """Mean over the looks: what learned sooner has more of it. NaN if the run has none."""
-        values = self.points.get(name)
-        return sum(value for _, value in values) / len(values) if values else math.nan
+    def whole(self, name: str) -> Sequence[tuple[int, float]]:
+        """The points of a figure, if they go on to the end of the run."""
+        values = self.points.get(name, ())
+        early = bool(values) and values[-1][0] < max(self.ends.values(), default=0)
+        return () if self.collapsed or early else values
+
+    def first_look(self) -> int:
+        """The step of the first look, at whatever; 0 without looks."""
+        looks = [points[0][0] for name, points in self.points.items() if points and not name.startswith("critic/")]
+        return min(looks, default=0)
+
+    def from_first_look(self, name: str) -> bool:
+        """Whether a figure was looked at from the first look on."""
+        values = self.points.get(name, ())
+        return bool(values) and values[0][0] == self.first_look()
+
+    def mean_over(self, name: str, steps: Sequence[int]) -> float:
+        """Mean of the values at some of its steps: better for what learned sooner (so less, where less is better)."""
+        values = dict(self.points[name])
+        return sum(values[step] for step in steps) / len(steps)
 
     def steps_to(self, name: str, level: float) -> float:
         """Steps until a figure is as good as `level`, by a straight line between looks; NaN if it never is."""
@@ -61,13 +80,17 @@ class Curve:
         return dict(self.points.get(name, ())).get(self.ends[stage], math.nan)
 
     def has_collapsed(self) -> bool:
-        """Whether it broke off, or any PSNR ended COLLAPSE_DB under its best."""
-        falls = (
-            max(value for _, value in points) - points[-1][1]
-            for name, points in self.points.items()
-            if name.endswith("/psnr")
-        )
-        return self.collapsed or any(fall > COLLAPSE_DB for fall in falls)
+        """Whether it broke off, or any PSNR ended a stage COLLAPSE_DB under its best of that stage.
+
+        From stage to stage what is learned changes: a fall there is another matter (see "at the end of each stage").
+        """
+        ends = sorted(self.ends.values()) or [0]
+        stages: dict[tuple[str, int], list[float]] = {}
+        for name, points in self.points.items():
+            if name.endswith("/psnr"):
+                for step, value in points:
+                    stages.setdefault((name, bisect.bisect_left(ends[:-1], step)), []).append(value)
+        return self.collapsed or any(max(values) - values[-1] > COLLAPSE_DB for values in stages.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,32 +130,70 @@ def half_interval(error: float, count: int) -> float:
     return QUANTILES[min(count - 2, len(QUANTILES) - 1)] * error if count > 1 else math.nan
 
 
-def difference(report: Report, figure: str, variant: str) -> tuple[float, float]:
-    """Mean over seeds of variant minus first variant at the end, and half its 95 % interval. See paired."""
-    return paired(report, variant, lambda curve, _: curve.final(figure))
+@dataclass(frozen=True)
+class Gap:
+    """Mean of the differences that are known, half its 95 % interval (NaN where not known), how many, of how many."""
+
+    mean: float
+    half: float
+    known: int
+    count: int
+
+    def words(self) -> str:
+        """With a verdict, if the difference is known of all: those that are left are not chosen by chance."""
+        if not self.known:
+            return f"0 of {self.count} pairs, no verdict"
+        if self.known < self.count:
+            return f"{self.mean:+.4g}; {self.known} of {self.count} pairs, no verdict"
+        if math.isnan(self.half):
+            return f"{self.mean:+.4g}; of one seed no interval is known"
+        known = "a difference" if abs(self.mean) > self.half else "no difference shown"
+        ends = f"{self.mean - self.half:+.4g} to {self.mean + self.half:+.4g}"
+        return f"{self.mean:+.4g}, {INTERVAL} {ends}: {known}"
 
 
-def paired(report: Report, variant: str, value: Callable[[Curve, Curve], float]) -> tuple[float, float]:
-    """Mean over seeds of variant minus first variant, and half its 95 % interval. Seeds without both are left out.
-
-    value: of a run, and the first variant's of the same seed.
-    """
-    runs = {(curve.variant, curve.seed): curve for curve in report.curves}
-    first = report.variants()[0]
-    seeds = [seed for name, seed in runs if name == first and (variant, seed) in runs]
-    pairs = [
-        value(runs[variant, seed], runs[first, seed]) - value(runs[first, seed], runs[first, seed]) for seed in seeds
-    ]
-    return mean_and_half(pairs)
-
-
-def mean_and_half(values: Sequence[float]) -> tuple[float, float]:
-    """Mean of the finite values and half its 95 % interval; NaN where it is not known."""
+def gap_of(values: Sequence[float]) -> Gap:
+    """Of differences, NaN for those that are not known."""
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
-        return math.nan, math.nan
+        return Gap(math.nan, math.nan, 0, len(values))
     mean, error = mean_and_error(finite)
-    return mean, half_interval(error, len(finite))
+    return Gap(mean, half_interval(error, len(finite)), len(finite), len(values))
+
+
+def pairs_of(report: Report, variant: str, figure: str) -> list[tuple[Curve, Curve]]:
+    """Runs of a variant, each with the first variant's of the same seed, if both sides have a figure at all."""
+    firsts = {curve.seed: curve for curve in report.curves if curve.variant == report.variants()[0]}
+    runs = [curve for curve in report.curves if curve.variant == variant and curve.seed in firsts]
+    pairs = [(curve, firsts[curve.seed]) for curve in runs]
+    both = all(any(pair[side].points.get(figure) for pair in pairs) for side in (0, 1))
+    return pairs if both else []
+
+
+def difference(report: Report, figure: str, variant: str) -> Gap:
+    """Variant minus first variant at the end, seed by seed."""
+    return gap_of([curve.final(figure) - other.final(figure) for curve, other in pairs_of(report, variant, figure)])
+
+
+def over_looks(pairs: Sequence[tuple[Curve, Curve]], figure: str) -> tuple[Gap, str]:
+    """Mean over the looks that both runs of a pair have, and which these are where they are not all, in words.
+
+    A single one says nothing of the way there: such pairs are not known.
+    """
+    gaps, starts, ends = [], set(), set()
+    for curve, other in pairs:
+        shared = sorted(dict(curve.points.get(figure, ())).keys() & dict(other.points.get(figure, ())).keys())
+        if len(shared) < 2:
+            gaps.append(math.nan)
+            continue
+        gaps.append(curve.mean_over(figure, shared) - other.mean_over(figure, shared))
+        if shared[0] > min(curve.first_look(), other.first_look()):
+            starts.add(shared[0])
+        if curve.collapsed or other.collapsed:
+            ends.add(shared[-1])
+    words = f" from step {min(starts)}" if starts else ""
+    words += f", to step {min(ends)} where one broke off" if ends else ""
+    return gap_of(gaps), words
 
 
 def write_report(report: Report, folder: Path) -> Path:
@@ -141,22 +202,30 @@ def write_report(report: Report, folder: Path) -> Path:
     first, *others = report.variants()
     lines = [f"# Study: {report.name}", "", report.question, ""]
     lines += [f"- {key}: {value}" for key, value in report.settings.items()]
-    lines += ["", "Last look, mean over seeds (standard error); PSNR in dB, higher is better; fd, rfid lower:", ""]
+    lines += ["", "Last look, mean over seeds (standard error), of how many runs that came to their end; PSNR in dB,"]
+    lines[-1] += " higher is better; fd, rfid lower:"
+    lines += [""]
     lines += ["| figure | " + " | ".join(report.variants()) + " |", "|---" * (1 + len(report.variants())) + "|"]
     for figure in report.figures():
         cells = []
         for variant in report.variants():
             values = [curve.final(figure) for curve in report.curves if curve.variant == variant]
-            finite = [value for value in values if math.isfinite(value)]
-            cells.append(_shown(*mean_and_error(finite)) if finite else "not measured")
+            measured = any(figure in curve.points for curve in report.curves if curve.variant == variant)
+            cells.append(_of(values) if measured else "not measured")
         lines.append(f"| {figure} | " + " | ".join(cells) + " |")
-    lines += ["", f"Against `{first}`, seed by seed (the same start and samples):", ""]
+    compared = ["", f"Against `{first}`, seed by seed (the same start and samples):", ""]
     for variant in others:
         for figure in report.figures():
-            mean, error = difference(report, figure, variant)
-            if math.isfinite(mean):
-                lines.append(f"- {variant}, {figure}: {_verdict(mean, error)}")
-    lines += [*_speed(report), *_stages(report), "", "Runs that collapsed:", ""]
+            found = difference(report, figure, variant)
+            if found.count:
+                compared.append(f"- {variant}, {figure}: {found.words()}")
+    compared += [*_speed(report), *_stages(report)]
+    lines += [*_chance(compared), *compared]
+    lines += [
+        "",
+        f"Runs that collapsed (broke off, or a PSNR ended a stage {COLLAPSE_DB:g} dB under its best there):",
+        "",
+    ]
     for variant in report.variants():
         runs = [curve for curve in report.curves if curve.variant == variant]
         lines.append(f"- {variant}: {sum(curve.has_collapsed() for curve in runs)} of {len(runs)}")
@@ -164,7 +233,9 @@ def write_report(report: Report, folder: Path) -> Path:
     if critic:
         lines += ["", "What the critic says at the end (originals, reconstructions; 0 is undecided):", ""]
         for curve in critic:
-            lines.append(f"- seed {curve.seed}: {curve.final('critic/real'):+.2f}, {curve.final('critic/fake'):+.2f}")
+            real, fake = curve.final("critic/real"), curve.final("critic/fake")
+            said = f"{real:+.2f}, {fake:+.2f}" if math.isfinite(real + fake) else "broke off before"
+            lines.append(f"- seed {curve.seed}: {said}")
     _plot(report, folder / "curves.png")
     lines += ["", "![Curves](curves.png)", ""]
     document = {"study": report.name, **report.settings, "curves": [asdict(curve) for curve in report.curves]}
@@ -174,38 +245,64 @@ def write_report(report: Report, folder: Path) -> Path:
     return path
 
 
+def _chance(lines: Sequence[str]) -> list[str]:
+    """How many of the intervals would leave out 0 by chance."""
+    count = sum(INTERVAL in line for line in lines)
+    if not count:
+        return []
+    text = f"The lists below have {count} intervals of 95 %: if nothing differed, {count / 20:.1f} of them would be"
+    return ["", f"{text} expected to leave out 0 by chance, and figures of the same runs do so together."]
+
+
 def _speed(report: Report) -> list[str]:
-    """Steps to two levels of the first variant, and the mean over the looks."""
+    """Steps to two levels of the first variant, and the mean over the looks.
+
+    Steps to a level are of figures that both were looked at from the first look on: else the first look decides.
+    """
     first, *others = report.variants()
     if not others:
         return []
-    firsts = {curve.seed: curve for curve in report.curves if curve.variant == first}
     lines = ["", f"Learning speed: steps until a run is as good as `{first}` of the same seed at its middle look, and"]
-    lines[-1] += " at its last: mean (standard error), of how many runs that get there; a straight line between looks."
+    lines[-1] += " at its last: mean (standard error), of how many runs that get there; a straight line between looks,"
+    lines[-1] += (
+        " the step of the first look for what is there by then. Only of what both were looked at from the first"
+    )
+    lines[-1] += " look on."
     lines += ["", "| figure, level | " + " | ".join(report.variants()) + " |"]
     lines += ["|---" * (1 + len(report.variants())) + "|"]
     for figure, (level, value_of) in itertools.product(report.figures(), LEVELS.items()):
         cells = []
         for variant in report.variants():
-            runs = [curve for curve in report.curves if curve.variant == variant and curve.seed in firsts]
-            steps = [curve.steps_to(figure, value_of(firsts[curve.seed], figure)) for curve in runs]
-            there = [value for value in steps if math.isfinite(value)]
-            cells.append(f"{_shown(*mean_and_error(there))}, {len(there)} of {len(runs)}" if there else "never")
-        lines.append(f"| {figure}, {level} | " + " | ".join(cells) + " |")
-    lines += ["", f"Against `{first}`, seed by seed, where both get there; and the mean over all looks:", ""]
-    for variant, figure in itertools.product(others, report.figures()):
-        for level, value_of in LEVELS.items():
-            mean, half = paired(
-                report,
-                variant,
-                lambda curve, other: curve.steps_to(figure, value_of(other, figure)),  # noqa: B023
+            pairs = pairs_of(report, variant, figure)
+            steps = [curve.steps_to(figure, value_of(other, figure)) for curve, other in pairs]
+            cells.append(
+                _of(steps) if _timed(pairs, figure) else "not from the first look" if pairs else "not measured"
             )
-            if math.isfinite(mean):
-                lines.append(f"- {variant}, {figure}, steps to {level}: {_verdict(mean, half)}")
-        mean, half = paired(report, variant, lambda curve, _: curve.over_looks(figure))  # noqa: B023
-        if math.isfinite(mean):
-            lines.append(f"- {variant}, {figure}, mean over looks: {_verdict(mean, half)}")
+        lines.append(f"| {figure}, {level} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        f"Against `{first}`, seed by seed, where both get there; and the mean over the looks that both have:",
+        "",
+    ]
+    for variant, figure in itertools.product(others, report.figures()):
+        pairs = pairs_of(report, variant, figure)
+        for level, value_of in LEVELS.items() if _timed(pairs, figure) else ():
+            levels = [value_of(other, figure) for _, other in pairs]
+            gaps = [
+                curve.steps_to(figure, value) - other.steps_to(figure, value)
+                for (curve, other), value in zip(pairs, levels, strict=True)
+            ]
+            lines.append(f"- {variant}, {figure}, steps to {level}: {gap_of(gaps).words()}")
+        found, which = over_looks(pairs, figure)
+        if found.known:
+            lines.append(f"- {variant}, {figure}, mean over looks{which}: {found.words()}")
     return lines
+
+
+def _timed(pairs: Sequence[tuple[Curve, Curve]], figure: str) -> bool:
+    """Whether both runs of all pairs were looked at from the first look on; a run without any look says nothing."""
+    runs = [curve for pair in pairs for curve in pair if curve.points]
+    return bool(runs) and all(curve.from_first_look(figure) for curve in runs)
 
 
 LEVELS: dict[str, Callable[[Curve, str], float]] = {"middle": Curve.middle, "last": Curve.final}
@@ -223,26 +320,22 @@ def _stages(report: Report) -> list[str]:
             known = {stage: values for stage, values in ends.items() if any(map(math.isfinite, values))}
             if len(known) < 2:
                 continue
-            means = ", ".join(f"{stage} {_shown(*_finite_mean(values))}" for stage, values in known.items())
+            means = ", ".join(f"{stage} {_of(values, always=False)}" for stage, values in known.items())
             start, *_, end = known.values()
-            mean, half = mean_and_half([b - a for a, b in zip(start, end, strict=True)])
-            lines.append(f"- {variant}, {figure}: {means}; last against first: {_verdict(mean, half)}")
+            found = gap_of([b - a for a, b in zip(start, end, strict=True)])
+            lines.append(f"- {variant}, {figure}: {means}; last against first: {found.words()}")
     return ["", "At the end of each stage, mean over seeds (standard error):", "", *lines] if lines else []
 
 
-def _finite_mean(values: Sequence[float]) -> tuple[float, float]:
-    return mean_and_error([value for value in values if math.isfinite(value)])
-
-
-def _shown(mean: float, error: float) -> str:
-    return f"{mean:.4g}" if math.isnan(error) else f"{mean:.4g} ({error:.2g})"
-
-
-def _verdict(mean: float, half: float) -> str:
-    if math.isnan(half):
-        return f"{mean:+.4g}; of one seed no interval is known"
-    known = "a difference" if abs(mean) > half else "no difference shown"
-    return f"{mean:+.4g}, 95 % interval {mean - half:+.4g} to {mean + half:+.4g}: {known}"
+def _of(values: Sequence[float], *, always: bool = True) -> str:
+    """Mean of the finite values (standard error), and of how many they are; always: also if of all."""
+    finite = [value for value in values if math.isfinite(value)]
+    count = f"{len(finite)} of {len(values)}"
+    if not finite:
+        return count
+    mean, error = mean_and_error(finite)
+    shown = f"{mean:.4g}" if math.isnan(error) else f"{mean:.4g} ({error:.2g})"
+    return f"{shown}, {count}" if always or len(finite) < len(values) else shown
 
 
 def _plot(report: Report, path: Path) -> None:

@@ -17,9 +17,12 @@ from tests.training.tiny_run import recipe
 from training import study_looks
 from training.batches import Kind, Sample
 from training.generated import Generated
+from training.shard_order import Corpus
+from training.shards import Shard
 from training.study import main
 from training.study_data import Filled, Held, Ordered, Pieces, lacking, only
 from training.study_looks import features_of
+from training.study_options import _distinct
 from training.teachers import random_teachers
 
 __all__ = ["quick"]  # used by every test here
@@ -108,6 +111,30 @@ def test_features_are_one_row_a_picture_of_any_size(
     assert ("inception.pt" if inception else "a random VGG") in features.words
 
 
+def test_samples_until_one_comes_again() -> None:
+    def corpus(count: int, weight: float | None = None) -> Corpus:
+        return Corpus(name="x", shards=(Shard(place="x", count=count),), weight=weight)
+
+    assert _distinct([corpus(4), corpus(39)]) == 43
+    assert _distinct([corpus(4, 1), corpus(39, 3)]) == 16
+
+
+def test_nothing_stays_open_where_a_study_cannot_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    closed: list[int] = []
+    monkeypatch.setattr(Held, "close", lambda self: closed.append(self.count))
+    words = ["gram", *SMALL, "--hold", "6", "--out", str(tmp_path)]
+    (tmp_path / "gram-seed0").mkdir()
+    (tmp_path / "study.json").write_text("{}")
+    assert main(words) == 2
+    assert sorted(closed) == [4, 6]
+    closed.clear()
+    assert main([*words, "--inception", "nowhere"]) == 2
+    assert sorted(closed) == [4, 6]
+    assert "nowhere" in capsys.readouterr().err
+
+
 @pytest.mark.timeout(200)
 def test_a_study_on_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(study_looks, "INCEPTION", SMALL_INCEPTION)
@@ -123,6 +150,9 @@ def test_a_study_on_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert "Frechet distance: rFID network inception.pt" in text
     assert "| images/rfid | " in text
     assert "What the critic says at the end" in text
+    assert "4 images (8 were wanted, the shards have no more), the same" not in text
+    assert main(["gram", *words, "--shown-count", "8", "--out", str(tmp_path / "more")]) == 0
+    assert "4 images (8 were wanted, the shards have no more), the same" in (tmp_path / "more/report.md").read_text()
     capsys.readouterr()
     out = ["--out", str(tmp_path / "other")]
     assert main(["rope", *words, *out]) == 2
