@@ -364,7 +364,9 @@ def _plot(report: Report, path: Path) -> None:
         axis.tick_params(labelsize=8)
     for axis in list(axes.flat)[len(figures) :]:
         axis.set_visible(False)
-    axes[0, 0].legend(fontsize=8)
+    # Not every variant has every figure.
+    fullest = max(axes.flat, key=lambda axis: len(axis.get_legend_handles_labels()[1]))
+    fullest.legend(fontsize=8)
     if critics:
         _plot_critics(list(axes.flat)[len(figures) - 1], critics)
     sheet.savefig(path, dpi=110)
