@@ -32,6 +32,8 @@ log = structlog.get_logger(__name__)
 class WorkerProcess:
     """The worker as a child in a session of its own: the terminal's Ctrl-C is for us, and we end it in order.
 
+    One at a time: the next takes over what a dead one held, at once.
+
     Its log passes through ours, so that a person can be told in a line of what it died.
     """
 

@@ -35,9 +35,10 @@ class QueueConsumer:
 
     While Redis is away nothing here raises but start() on an unusable server: fetch() gives nothing after a pause,
     beat() does nothing, and start_jobs(), load() and commit() go on trying until Redis answers.
-    worker_id must be new for every process. lease_s: how long a silent worker keeps its jobs; call beat() at least
-    three times as often. max_tries: forwards after which a job is given up. answer_ttl_s: how long an unread answer
-    is kept.
+    worker_id must be new for every process, but for one that follows another which is known to be dead: it `inherits`
+    the name, and its first fetch() takes what that one held, however long the lease. lease_s: how long a silent worker
+    keeps its jobs; call beat() at least three times as often. max_tries: forwards after which a job is given up.
+    answer_ttl_s: how long an unread answer is kept.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class QueueConsumer:
         worker_id: str,
         pools: Sequence[str],
         *,
+        inherits: bool = False,
         lease_s: float = 15.0,
         max_tries: int = 3,
         answer_ttl_s: float = 60.0,
@@ -53,6 +55,7 @@ class QueueConsumer:
     ) -> None:
         self._me = check_name("a worker's id", worker_id)
         self._pools = {pool: PoolKeys(pool) for pool in pools}
+        self._inherits = inherits
         self._lease_s = lease_s
         self._max_tries = max_tries
         self._answer_ttl_ms = int(answer_ttl_s * 1000)
@@ -108,6 +111,9 @@ class QueueConsumer:
         leases: list[Lease] = []
         try:
             with unavailable():
+                if self._inherits:
+                    leases += await self._begin(await self._inherit())
+                    self._inherits = False
                 if time.monotonic() >= self._next_claim:
                     self._next_claim = time.monotonic() + self._lease_s / 2
                     leases += await self._begin(await self._claim(max(1, min(_CLAIM_COUNT, max_items))))
@@ -250,6 +256,19 @@ class QueueConsumer:
         return [
             (*self._streams[stream.decode()], mid.decode(), fields) for stream, found in reply for mid, fields in found
         ]
+
+    async def _inherit(self) -> list[tuple[PoolKeys, int, str, dict[bytes, bytes]]]:
+        """Entries that were delivered under this name and not acknowledged."""
+        reply: Any = await self._redis.xreadgroup(GROUP, self._me, dict.fromkeys(self._streams, "0"))
+        entries = [
+            (*self._streams[stream.decode()], mid.decode(), fields)
+            for stream, found in reply
+            for mid, fields in found
+            if fields  # not of an entry that is deleted
+        ]
+        if entries:
+            log.warning("took over %d jobs from the worker before", len(entries))
+        return entries
 
     async def _claim(self, count: int) -> list[tuple[PoolKeys, int, str, dict[bytes, bytes]]]:
         """Entries whose owner has been silent for a lease. The server forgets deleted ones by itself (third field)."""

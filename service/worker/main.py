@@ -75,7 +75,10 @@ def run(settings: Settings, *, parent: int | None = None) -> int:
     except (ModelError, SelfTestError) as error:
         log.error("worker_cannot_start", detail=str(error))
         return EXIT_START
-    worker_id = f"{socket.gethostname()[:40]}-{os.getpid()}-{secrets.token_hex(3)}"
+    # Its parent starts a worker when the one before is dead, and never two: under the same name, so that what that one
+    # held need not wait for the end of its lease.
+    whose = f"{os.getpid()}-{secrets.token_hex(3)}" if parent is None else f"of-{parent}"
+    worker_id = f"{socket.gethostname()[:40]}-{whose}"
     log.info(
         "worker_started",
         worker=worker_id,
@@ -86,7 +89,9 @@ def run(settings: Settings, *, parent: int | None = None) -> int:
         tokens_per_s={pool: speed.rates(pool).rounded() for pool in tokenizers},
         load_s=round(time.monotonic() - begin, 2),
     )
-    consumer = QueueConsumer(settings.redis_url, worker_id, list(tokenizers), lease_s=settings.lease_s)
+    consumer = QueueConsumer(
+        settings.redis_url, worker_id, list(tokenizers), inherits=parent is not None, lease_s=settings.lease_s
+    )
     loop = WorkerLoop(
         consumer,
         Runner(tokenizers, budget, speed, splatter),

@@ -163,6 +163,25 @@ def test_a_dead_worker_is_replaced_a_few_times(folder: Path) -> None:
         assert "the worker ended with signal SIGKILL" in atoken.err.read_text().splitlines()[-1]
 
 
+def test_what_a_dead_worker_held_need_not_wait_for_its_lease(folder: Path) -> None:
+    with Atoken(folder, "serve", "serve", "--port", "0", lease_s=3600) as atoken:
+        url = atoken.wait_ready().url()
+        worker = atoken.child("service.worker.main")
+        statuses: list[int] = []
+        threads = [threading.Thread(target=lambda: statuses.append(post(url))) for _ in range(4)]
+        # Stopped while it waits for jobs: Redis hands them to it all the same.
+        worker.suspend()
+        for thread in threads:
+            thread.start()
+        with httpx.Client(base_url=url, trust_env=False) as client:
+            wait_for(lambda: metric(client, "atoken_queue_items") == 4, "four jobs in the queue")
+        worker.kill()
+        for thread in threads:
+            thread.join(90)
+        assert statuses == [200] * 4
+        assert "took over" in atoken.err.read_text()
+
+
 def test_a_worker_that_dies_at_its_start_is_explained_in_a_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = folder / "path"
     broken.mkdir()

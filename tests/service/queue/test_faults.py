@@ -76,6 +76,30 @@ async def test_two_workers_one_dies_in_the_middle(queue: Queue) -> None:
     assert client._entries == {}
 
 
+async def test_who_inherits_a_name_takes_what_the_dead_one_held_at_once(queue: Queue) -> None:
+    client = await queue.client()
+    dead, other = await queue.worker("one", lease_s=3600), await queue.worker("other", lease_s=3600)
+    jobs = [queue.job() for _ in range(5)]
+    for job in jobs:
+        await client.submit(job, b"abc")
+    started = await dead.start_jobs((await dead.fetch(10**6, 3))[:1])
+    theirs = await other.fetch(10**6, 9)
+    await dead.commit(started[0], done(started[0]))
+
+    heir = await queue.worker("one", lease_s=3600, inherits=True)
+    taken = await heir.fetch(10**6, 1, block_s=0)
+    assert {lease.job.id for lease in taken} == {job.id for job in jobs} - {each.job.id for each in (*started, *theirs)}
+    assert len(taken) == 2
+    assert not await heir.beat(taken)
+    for worker, leases in ((heir, taken), (other, theirs)):
+        for lease in await worker.start_jobs(leases):
+            assert await worker.commit(lease, done(lease))
+    assert await heir.fetch(10**6, 9, block_s=0) == []
+    for job in jobs:
+        assert (await client.wait(job.id)).status == "done"
+    await queue.assert_empty()
+
+
 async def test_cancel_storm(queue: Queue) -> None:
     """200 requests are cancelled at random moments of submit and wait: counters return to zero, nothing is left."""
     client, worker = await queue.client(), await queue.worker()
