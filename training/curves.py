@@ -18,6 +18,7 @@ PANELS = {
     "place": "teacher's place: 1 - cosine",
     "texts": "distillation over texts (KL)",
     "dense": "teacher's map at patches",
+    "cells": "teacher's place of 32 x 32 pixels: 1 - cosine",
     "clip": "clips: 1 - cosine",
     "set": "meshes: 1 - cosine",
 }
@@ -64,7 +65,9 @@ def draw(run: Path, out: Path) -> None:
         axis.set_xlabel("minutes", fontsize=8)
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.3)
-    axes.flat[0].legend(fontsize=8)
+    # Not every stage has every term.
+    fullest = max(axes.flat, key=lambda axis: len(axis.get_legend_handles_labels()[1]))
+    fullest.legend(fontsize=8)
     for axis in list(axes.flat)[len(names) :]:
         axis.axis("off")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,9 @@ from training.semantic import distillation_rows, similarities
 from training.shown import ShownClips, ShownSets, some_of
 from training.views import Views
 
+CELL = 2
+"""Patches a side of a cell of the teacher's last map."""
+
 TEXT_SCALE = 20.0
 """Factor of the cosines before the temperature: the space is not SigLIP's, its cosines spread wider."""
 
@@ -40,30 +43,38 @@ class Lessons:
 
 
 class Distillation(nn.Module):
-    """Draws what a step looks at and compares. Its one layer, from features to the teacher's map, is not shipped."""
+    """Draws what a step looks at and compares. Its layers, from features to the teacher's maps, are not shipped."""
 
     def __init__(self, config: SemanticConfig, lessons: Lessons, channels: int) -> None:
         super().__init__()
         self.config = config
         self.lessons = lessons
-        self.places = [lessons.space.embed(views.features) for views in lessons.views]
+        self.cells = [lessons.space.embed_cells(views.cells) for views in lessons.views]
         self.shares = np.array([len(views) for views in lessons.views]) / sum(map(len, lessons.views))
         maps = torch.cat([views.maps[:: max(1, len(views) // 1000)].float() for views in lessons.views])
         self.map_mean = maps.mean((0, 2, 3))[:, None, None]
         self.map_deviation = maps.std((0, 2, 3))[:, None, None] + 1e-3
         self.map_layer = nn.Linear(channels, MAP_CHANNELS)
+        self.cell_layer = nn.Linear(CELL**2 * channels, len(lessons.space.axes))
         self.clip_places = lessons.space.embed(lessons.clips.features) if lessons.clips else None
         self.set_places = lessons.space.embed(lessons.sets.features) if lessons.sets else None
 
     def loss(self, net: ATokenNet, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         """The weighted sum, and its terms unweighted."""
-        packed, wanted, maps = self._pictures(rng, net)
+        packed, wanted, cells, maps = self._pictures(rng, net)
         features = net.encode(packed)
         embeddings = F.normalize(net.encoder.head(features, list(packed.starts)), dim=1)
         place, texts = self._place(embeddings, wanted), self._texts(embeddings, wanted)
         dense = F.smooth_l1_loss(self.map_layer(features), maps)
-        total = self.config.place * place + self.config.texts * texts + self.config.dense * dense
-        said = {"place": float(place.detach()), "texts": float(texts.detach()), "dense": float(dense.detach())}
+        local = self._cells(features, cells)
+        total = (
+            self.config.place * place
+            + self.config.texts * texts
+            + self.config.dense * dense
+            + self.config.cells * local
+        )
+        terms = {"place": place, "texts": texts, "dense": dense, "cells": local}
+        said = {name: float(term.detach()) for name, term in terms.items()}
         for name, shown in (("clip", self._clips(rng)), ("set", self._sets(rng))):
             if shown is not None:
                 items, there = shown
@@ -84,23 +95,36 @@ class Distillation(nn.Module):
         teacher = similarities(wanted, self.lessons.texts, TEXT_SCALE)
         return distillation_rows(given, teacher).mean()
 
-    def _pictures(self, rng: np.random.Generator, net: ATokenNet) -> tuple[PackedTokens, Tensor, Tensor]:
-        """Views of one size: packed, their places [B, C], and the teacher's maps of their patches [N, 112]."""
+    def _cells(self, features: Tensor, cells: Tensor) -> Tensor:
+        """One less the cosine between 2 x 2 features and where the teacher puts that part, mean over parts."""
+        count, _, grid, _ = cells.shape
+        blocks = features.view(count, grid, CELL, grid, CELL, -1).transpose(2, 3).flatten(3)
+        found = F.normalize(self.cell_layer(blocks), dim=-1)
+        return 1 - (found * F.normalize(cells, dim=1).permute(0, 2, 3, 1)).sum(-1).mean()
+
+    def _pictures(self, rng: np.random.Generator, net: ATokenNet) -> tuple[PackedTokens, Tensor, Tensor, Tensor]:
+        """Views of one size, packed; places [B, C], of their parts [B, C, G, G]; maps of their patches [N, 112]."""
         side = int(rng.choice(self.config.sides))
         grid = side // MAP_STRIDE
         chosen = int(rng.choice(len(self.shares), p=self.shares))
-        views, places = self.lessons.views[chosen], self.places[chosen]
+        views = self.lessons.views[chosen]
         rows = torch.from_numpy(rng.integers(0, len(views), max(1, self.config.tokens // grid**2)))
         pictures = views.pictures[rows].permute(0, 3, 1, 2).float()
-        maps = (F.adaptive_avg_pool2d(views.maps[rows].float(), grid) - self.map_mean) / self.map_deviation
+        maps, cells = views.maps[rows].float(), self.cells[chosen][rows].float()
+        if rng.random() < self.config.mixed:
+            _mix(rng, pictures, maps, cells)
+        maps = (F.adaptive_avg_pool2d(maps, grid) - self.map_mean) / self.map_deviation
+        places = F.normalize(cells.mean((2, 3)), dim=1)
+        cells = F.adaptive_avg_pool2d(cells, grid // CELL)
         if side != pictures.shape[-1]:
             pictures = F.interpolate(pictures, size=(side, side), mode="bilinear", antialias=True)
         mirrored = torch.from_numpy(rng.random(len(rows)) < 0.5)[:, None, None, None]
         pictures = torch.where(mirrored, pictures.flip(3), pictures)
         maps = torch.where(mirrored, maps.flip(3), maps)
+        cells = torch.where(mirrored, cells.flip(3), cells)
         levels = pictures.round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
         packed = pack_items([Image(pixels=picture) for picture in levels], net.config)
-        return packed, places[rows], maps.permute(0, 2, 3, 1).flatten(0, 2)
+        return packed, places, cells, maps.permute(0, 2, 3, 1).flatten(0, 2)
 
     def _clips(self, rng: np.random.Generator) -> tuple[list[Item], Tensor] | None:
         clips = self.lessons.clips
@@ -115,3 +139,17 @@ class Distillation(nn.Module):
             return None
         number = int(rng.integers(len(sets.voxels)))
         return [some_of(rng, sets.voxels[number], self.config.set_tokens)], self.set_places[[number]]
+
+
+def _mix(rng: np.random.Generator, pictures: Tensor, *maps: Tensor) -> None:
+    """Paste a rectangle of the picture before into each, in place, with what the teacher said of that part.
+
+    What it would say of the mixture differs at the seams. All [B, ., S', S'], in steps of the coarsest map.
+    """
+    steps = maps[-1].shape[-1]
+    height, width = (int(size) for size in rng.integers(steps // 3, steps * 2 // 3 + 1, 2))
+    y, x = int(rng.integers(steps - height + 1)), int(rng.integers(steps - width + 1))
+    for values in (pictures, *maps):
+        scale = values.shape[-1] // steps
+        rows, columns = slice(scale * y, scale * (y + height)), slice(scale * x, scale * (x + width))
+        values[:, :, rows, columns] = values.roll(1, 0)[:, :, rows, columns]

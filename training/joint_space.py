@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.words import WordTable
@@ -36,6 +38,22 @@ class JointSpace:
         # Fewer views than channels leave directions that nothing moves along: they must not be blown up.
         scales = values[-channels:].flip(0).clamp(min=1e-4 * float(values[-1])).sqrt()
         return cls(mean, vectors[:, -channels:].flip(1).T / scales[:, None] ** WHITENING)
+
+    @classmethod
+    def load(cls, path: Path) -> JointSpace:
+        """What save wrote."""
+        return cls(**load_file(path))
+
+    def save(self, path: Path) -> None:
+        """As safetensors: an encoder that goes on learning needs the space that it began with."""
+        partial = path.with_suffix(".partial")
+        save_file({name: value.contiguous() for name, value in vars(self).items()}, partial)
+        partial.replace(path)
+
+    def embed_cells(self, cells: Tensor) -> Tensor:
+        """[B, F, H, W] to float16 [B, C, H, W], not of length 1: their mean has the direction of the whole."""
+        parts = [torch.einsum("bfhw,cf->bchw", part.float(), self.axes) for part in cells.split(64)]
+        return (torch.cat([part.half() for part in parts]) - (self.axes @ self.mean)[:, None, None]).half()
 
     def embed(self, features: Tensor) -> Tensor:
         """[B, F] to [B, C] of length 1."""

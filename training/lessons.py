@@ -29,17 +29,18 @@ from training.packaged import (
 from training.shown import cached_clips, cached_sets
 from training.views import CHUNK, SIDE, cached_views
 
-VIEWS, CLIPS = 16_000, 600
-MORE_VIEWS = 16
+VIEWS, CLIPS = 24_000, 600
+MORE_VIEWS = 40
 """Of each picture of other folders."""
 
-WORDS = "words.safetensors"
+WORDS, SPACE = "words.safetensors", "space.safetensors"
 
 
 def load_lessons(data: Path, more: Sequence[Path], folder: Path, channels: int, seed: int) -> Lessons:
     """Lessons of a data folder, and of other folders of pictures; what `folder` holds already is taken from there.
 
-    Leaves words.safetensors, which model.words reads. Raises FileNotFoundError if the teachers are not installed.
+    Leaves words.safetensors, which model.words reads, and space.safetensors, so that an encoder which goes on with
+    the same folder finds the same space. Raises FileNotFoundError if the teachers are not installed.
     """
     require_packages()
     teacher = cache(EfficientNetLite1)
@@ -52,7 +53,9 @@ def load_lessons(data: Path, more: Sequence[Path], folder: Path, channels: int, 
     clips = cached_clips(library, teacher, CLIPS, seed, folder / "clips.pt")
     meshes = data / "meshes" / "train"
     sets = cached_sets(meshes, teacher, folder / "sets.pt") if meshes.is_dir() else None
-    space = JointSpace.fit(torch.cat([part.features for part in views]), channels)
+    if not (folder / SPACE).is_file():
+        JointSpace.fit(torch.cat([part.features for part in views]), channels).save(folder / SPACE)
+    space = JointSpace.load(folder / SPACE)
     captions = captions_of(data)
     names = class_names()
     path = folder / WORDS

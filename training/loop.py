@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from training.data import Library, training_batch
 from training.distill import Distillation
 from training.linear_fit import decoder_input
 from training.losses import Losses, combine, gaussian_kl, reconstruction
+from training.optimizers import Optimizers
 
 EDGES = ("input_layer", "out_layer", "proj.", "position_embedding")
 """Names of the layers that touch pixels or latents, or say where a token stands."""
@@ -43,6 +44,10 @@ class Limits:
     minutes: float | None = None
     save_every_s: float = 120.0
     log_every: int = 50
+
+
+NOTHING = Losses(*[torch.zeros(())] * len(fields(Losses)))
+"""The losses of a step without a reconstruction."""
 
 
 class Trainer:
@@ -61,8 +66,6 @@ class Trainer:
         self.said: dict[str, float] = {}
         if not config.train_encoder:
             _freeze_way_in(net)
-        if not config.train_features:
-            net.encoder.requires_grad_(False)
         if net.linear_path is not None:
             net.linear_path.requires_grad_(False)
         if distillation is None:
@@ -111,8 +114,9 @@ class Trainer:
             result = self.train_step(self._progress(limits))
             self.elapsed_s += time.perf_counter() - started
             losses.append(float(result.total.detach()))
-            if not math.isfinite(losses[-1]):
-                raise FloatingPointError(f"loss {losses[-1]} at step {self.step}: the run is broken, nothing is saved")
+            terms = {"loss": losses[-1], **self.said}
+            if broken := {name: value for name, value in terms.items() if not math.isfinite(value)}:
+                raise FloatingPointError(f"{broken} at step {self.step}: the run is broken, nothing is saved")
             if self.step % limits.log_every == 0 and self.rank == 0:
                 line = self._line(result, losses[-limits.log_every :])
                 log(line)
@@ -131,12 +135,14 @@ class Trainer:
     def train_step(self, progress: float) -> Losses:
         """One step. progress: 0 to 1, place in the cosine. The batch and the noise depend on (seed, step) alone."""
         number = self.step * self.world + self.rank
-        packed = training_batch(self.config.seed, number, self.library, self.config.data, self.net.config)
-        noise = torch.Generator().manual_seed(self.config.seed * 1_000_003 + number)
         for group in self.optimizer.param_groups:
             group["lr"] = group["scale"] * learning_rate(self.config.optim, self.step, progress)
-        losses = self.losses(packed, noise)
-        losses.total.backward()
+        losses = NOTHING
+        if self.config.data.anything:
+            packed = training_batch(self.config.seed, number, self.library, self.config.data, self.net.config)
+            noise = torch.Generator().manual_seed(self.config.seed * 1_000_003 + number)
+            losses = self.losses(packed, noise)
+            losses.total.backward()
         self.said = {}
         if self.distillation is not None:
             # Apart from the reconstruction, so that only one of the two graphs is in memory.
@@ -155,9 +161,7 @@ class Trainer:
         kl = torch.zeros(())
         with torch.set_grad_enabled(self.config.train_encoder):
             if self.net.config.bottleneck == "gaussian":
-                with torch.set_grad_enabled(self.config.train_encoder and self.config.train_features):
-                    features = self.net.encode(packed)
-                mean, logvar = self.net.posterior(features, packed)
+                mean, logvar = self.net.posterior(self.net.encode(packed), packed)
                 latents = mean + (logvar / 2).exp() * torch.randn(mean.shape, generator=noise)
                 kl = gaussian_kl(mean, logvar)
             else:
@@ -195,14 +199,17 @@ class Trainer:
         torch._foreach_lerp_([mean for mean, _ in moving], [now.detach() for _, now in moving], 1 - decay)
 
     def _line(self, result: Losses, recent: list[float]) -> str:
+        reconstruction = {
+            "loss": round(sum(recent) / len(recent), 5),
+            "l1": round(float(result.l1), 5),
+            "log_mse": round(float(result.log_mse), 4),
+            "kl": round(float(result.kl), 3),
+        }
         return json.dumps(
             {
                 "step": self.step,
                 "minutes": round(self.elapsed_s / 60, 2),
-                "loss": round(sum(recent) / len(recent), 5),
-                "l1": round(float(result.l1), 5),
-                "log_mse": round(float(result.log_mse), 4),
-                "kl": round(float(result.kl), 3),
+                **(reconstruction if self.config.data.anything else {}),
                 **{name: round(value, 4) for name, value in self.said.items()},
                 "lr": self.optimizer.param_groups[0]["lr"],
             }
@@ -216,8 +223,8 @@ def learning_rate(config: OptimConfig, step: int, progress: float) -> float:
     return config.lr * warm * (config.final + (1 - config.final) * cosine)
 
 
-def _optimizer(net: ATokenNet, config: OptimConfig, distillation: Distillation | None) -> torch.optim.AdamW:
-    """Groups by how fast they may move (blocks, edges) and whether they decay."""
+def _optimizer(net: ATokenNet, config: OptimConfig, distillation: Distillation | None) -> Optimizers:
+    """Groups by how fast they may move (blocks, edges) and whether they decay; the blocks' matrices to Muon."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:
@@ -227,12 +234,21 @@ def _optimizer(net: ATokenNet, config: OptimConfig, distillation: Distillation |
             groups.setdefault((scale, decay), []).append(parameter)
     if distillation is not None:
         groups.setdefault((1.0, 0.0), []).extend(distillation.parameters())
-    return torch.optim.AdamW(
-        [{"params": params, "scale": scale, "weight_decay": decay} for (scale, decay), params in groups.items()],
-        lr=config.lr,
-        betas=config.betas,
-        fused=True,
-    )
+    matrices = [value for value in groups.get((1.0, config.weight_decay), []) if config.matrix_lr]
+    if matrices:
+        del groups[1.0, config.weight_decay]
+    parts: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(
+            [{"params": params, "scale": scale, "weight_decay": decay} for (scale, decay), params in groups.items()],
+            lr=config.lr,
+            betas=config.betas,
+            fused=True,
+        )
+    ]
+    if matrices:
+        group = {"params": matrices, "scale": config.matrix_lr / config.lr}
+        parts.append(torch.optim.Muon([group], lr=config.matrix_lr, weight_decay=config.weight_decay))
+    return Optimizers(parts)
 
 
 def _freeze_way_in(net: ATokenNet) -> None:

@@ -31,10 +31,15 @@ MAP_STRIDE = 16
 
 @dataclass(frozen=True)
 class Seen:
-    """features: [B, 1280] of the whole picture; maps: [B, 112, S / 16, S / 16], one vector where a patch is."""
+    """cells: [B, 1280, S / 32, S / 32], the last map; maps: [B, 112, S / 16, S / 16], one vector where a patch is."""
 
-    features: Tensor
+    cells: Tensor
     maps: Tensor
+
+    @property
+    def features(self) -> Tensor:
+        """[B, 1280] of the whole picture, which are the mean of its cells."""
+        return self.cells.mean((2, 3))
 
 
 class ImageTeacher(Protocol):
@@ -88,10 +93,10 @@ class EfficientNetLite1:
         """As ImageTeacher."""
         x = pictures.permute(0, 3, 1, 2).float() / 255
         x = (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(DEVIATION)[:, None, None]
-        features = self._net.extract_features(x).mean((2, 3))
+        cells = self._net.extract_features(x)
         side = pictures.shape[1] // MAP_STRIDE
         last = max(number for number, maps in self._maps.items() if maps.shape[-1] == side)
-        return Seen(features=features, maps=self._maps[last])
+        return Seen(cells=cells, maps=self._maps[last])
 
 
 class MiniLM:

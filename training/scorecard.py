@@ -77,7 +77,7 @@ def _sections(given: argparse.Namespace) -> Iterator[str]:
             f"after stage {name}",
             Tokenizer.load(str(given.stages / f"{name}.safetensors"), device="cpu", dtype="float32"),
         )
-        for name in ("image", "video", "asset", "decoder")
+        for name in ("image", "video", "asset")
         if given.stages and (given.stages / f"{name}.safetensors").is_file()
     ]
     yield f"{model.name} {model.revision[:12]}, {codes.name} {codes.revision[:12]}"

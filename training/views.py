@@ -28,10 +28,13 @@ GROUNDS = (0.5, 0.15)
 
 @dataclass(frozen=True)
 class Views:
-    """pictures: uint8 [N, S, S, 3]; features: float16 [N, 1280]; maps: float16 [N, 112, S / 16, S / 16]."""
+    """pictures: uint8 [N, S, S, 3]; features: float16 [N, 1280]; of parts, cells: float16 [N, 1280, S / 32, S / 32] and
+    maps: float16 [N, 112, S / 16, S / 16].
+    """
 
     pictures: Tensor
     features: Tensor
+    cells: Tensor
     maps: Tensor
 
     def __len__(self) -> int:
@@ -44,7 +47,7 @@ def cached_views(library: Library, teacher: Callable[[], ImageTeacher], count: i
         cache.parent.mkdir(parents=True, exist_ok=True)
         views = draw_views(library, teacher(), count, seed)
         partial = cache.with_suffix(".partial")
-        torch.save({"pictures": views.pictures, "features": views.features, "maps": views.maps}, partial)
+        torch.save(vars(views), partial)
         os.replace(partial, cache)
     kept = torch.load(cache, weights_only=True, mmap=True)
     if len(kept["pictures"]) != count:
@@ -55,16 +58,16 @@ def cached_views(library: Library, teacher: Callable[[], ImageTeacher], count: i
 def draw_views(library: Library, teacher: ImageTeacher, count: int, seed: int) -> Views:
     """`count` augmented views and what the teacher says of them."""
     rng = np.random.default_rng(seed)
-    parts: list[Views] = []
+    views: dict[str, Tensor] = {}
     for first in range(0, count, CHUNK):
         pictures = torch.from_numpy(np.stack([random_view(rng, library) for _ in range(min(CHUNK, count - first))]))
         seen = teacher(pictures)
-        parts.append(Views(pictures, seen.features.half(), seen.maps.half()))
-    return Views(
-        pictures=torch.cat([part.pictures for part in parts]),
-        features=torch.cat([part.features for part in parts]),
-        maps=torch.cat([part.maps for part in parts]),
-    )
+        said = {"features": seen.features, "cells": seen.cells, "maps": seen.maps}
+        for name, part in {"pictures": pictures, **{name: part.half() for name, part in said.items()}}.items():
+            # Gigabytes: their place is made once, not joined from parts at the end.
+            whole = views.setdefault(name, torch.empty(count, *part.shape[1:], dtype=part.dtype))
+            whole[first : first + len(part)] = part
+    return Views(**views)
 
 
 def random_view(rng: np.random.Generator, library: Library, side: int = SIDE) -> UInt8Array:

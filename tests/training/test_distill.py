@@ -9,11 +9,11 @@ from media.types import Voxels
 from model.network import ATokenNet
 from model.words import WordTable
 from tests.training.conftest import SMALL
-from training.config import RECIPES, OptimConfig, SemanticConfig
+from training.config import RECIPES, DataConfig, OptimConfig, SemanticConfig
 from training.data import Library, piece_of
-from training.distill import Distillation, Lessons
+from training.distill import Distillation, Lessons, _mix
 from training.joint_space import JointSpace, Pairs, fit_words
-from training.loop import Trainer
+from training.loop import Limits, Trainer
 from training.packaged import MAP_CHANNELS, PACKAGES, Seen, require_packages
 from training.shown import ShownSets, cached_clips, some_of
 from training.views import SIDE, cached_views, random_view
@@ -29,9 +29,10 @@ class ColourTeacher:
     def __call__(self, pictures: torch.Tensor) -> Seen:
         self.asked += 1
         x = pictures.permute(0, 3, 1, 2).float() / 255
-        coarse = torch.nn.functional.adaptive_avg_pool2d(x, 8).flatten(1)
+        cells = torch.nn.functional.adaptive_avg_pool2d(x, SIDE // 32).repeat(1, 64, 1, 1)
+        cells = cells * torch.linspace(-1, 1, 192)[:, None, None].exp()
         maps = torch.nn.functional.adaptive_avg_pool2d(x, SIDE // 16).repeat(1, 38, 1, 1)[:, :MAP_CHANNELS]
-        return Seen(features=coarse, maps=maps)
+        return Seen(cells=cells, maps=maps)
 
 
 def lessons(library: Library, tmp_path: Path) -> Lessons:
@@ -100,13 +101,67 @@ def test_every_kind_teaches_the_encoder_and_nothing_else(library: Library, net: 
     config = SemanticConfig(tokens=128, sides=(64, 96), clip_chance=1.0, set_chance=1.0, set_tokens=50)
     distillation = Distillation(config, lessons(library, tmp_path), CHANNELS)
     total, said = distillation.loss(net, np.random.default_rng(0))
-    assert set(said) == {"place", "texts", "dense", "clip", "set"}
+    assert set(said) == {"place", "texts", "dense", "cells", "clip", "set"}
     total.backward()
     assert net.encoder.head.attention.to_out.weight.grad is not None
     assert net.encoder.blocks[0].attn.to_out.weight.grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in net.decoder.parameters())
     again = distillation.loss(net, np.random.default_rng(0))[1]
     assert said == again
+
+
+def test_cells_of_the_space_have_the_place_of_the_whole_as_their_mean(tmp_path: Path) -> None:
+    cells = torch.randn(90, 40, 6, 6, generator=torch.Generator().manual_seed(0)) + 1
+    fitted = JointSpace.fit(cells.mean((2, 3)), 12)
+    fitted.save(tmp_path / "space.safetensors")
+    space = JointSpace.load(tmp_path / "space.safetensors")
+    mean = torch.nn.functional.normalize(space.embed_cells(cells).float().mean((2, 3)), dim=1)
+    torch.testing.assert_close(mean, fitted.embed(cells.mean((2, 3))), rtol=0, atol=2e-3)
+
+
+def test_a_mixture_has_each_part_where_its_picture_has_it() -> None:
+    # Every value says which picture and which cell it is of, at each scale.
+    def numbered(scale: int) -> torch.Tensor:
+        cells = torch.arange(5 * 36.0).view(5, 1, 6, 6)
+        return cells.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+
+    for seed in range(20):
+        pictures, maps, cells = numbered(32), numbered(2), numbered(1)
+        _mix(np.random.default_rng(seed), pictures, maps, cells)
+        torch.testing.assert_close(pictures[:, :, ::32, ::32], cells)
+        torch.testing.assert_close(pictures, cells.repeat_interleave(32, 2).repeat_interleave(32, 3))
+        torch.testing.assert_close(maps, cells.repeat_interleave(2, 2).repeat_interleave(2, 3))
+        of = (cells // 36).long()
+        own = torch.arange(5).view(5, 1, 1, 1)
+        pasted = of == (own - 1) % 5
+        assert (pasted | (of == own)).all()
+        assert (cells % 36 == torch.arange(36.0).view(6, 6)).all()
+        assert 4 <= int(pasted[0].sum()) <= 16
+
+
+def test_a_step_can_be_of_meaning_alone(library: Library, net: ATokenNet, tmp_path: Path) -> None:
+    semantic = SemanticConfig(tokens=128, sides=(96,))
+    nothing = DataConfig(image_tokens=0, clip_tokens=0, sheets=0)
+    config = replace(RECIPES["tiny-continuous"][0], data=nothing, semantic=semantic, optim=OptimConfig(warmup_steps=1))
+    trainer = Trainer(config, net, library, Distillation(semantic, lessons(library, tmp_path), CHANNELS))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    said: list[str] = []
+    trainer.run(tmp_path / "run", Limits(log_every=1), log=said.append, stop_at=1)
+    assert "place" in said[0]
+    assert "log_mse" not in said[0]
+    moved = {name.split(".")[0] for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {"encoder"}
+
+
+def test_meaning_that_breaks_ends_the_run(library: Library, net: ATokenNet, tmp_path: Path) -> None:
+    semantic = SemanticConfig(tokens=128, sides=(96,))
+    config = replace(RECIPES["tiny-continuous"][0], data=SMALL, semantic=semantic)
+    given = lessons(library, tmp_path)
+    broken = replace(given, texts=torch.full_like(given.texts, torch.nan))
+    trainer = Trainer(config, net, library, Distillation(semantic, broken, CHANNELS))
+    with pytest.raises(FloatingPointError, match=r"texts.* at step 1"):
+        trainer.run(tmp_path / "run", Limits())
+    assert not (tmp_path / "run" / "checkpoint.pt").exists()
 
 
 def test_distillation_is_learned_beside_the_reconstruction(library: Library, net: ATokenNet, tmp_path: Path) -> None:
