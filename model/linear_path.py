@@ -136,6 +136,12 @@ class LinearPath(nn.Module):
 
         return _by_kind(part, packed.moving)
 
+    def straighten(self) -> None:
+        """Undo what half precision did to the experts of a file."""
+        for experts in (self.still_experts, self.moving_experts):
+            if experts is not None:
+                experts.straighten()
+
     def of_kind(self, clips: bool) -> tuple[Basis, Experts | None]:
         """The bases of clips, or of all else."""
         return (self.moving, self.moving_experts) if clips else (self.still, self.still_experts)

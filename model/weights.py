@@ -76,7 +76,10 @@ def load(
     config = config or read_config(path)
     with torch.device("meta"):
         net = ATokenNet(config)
-    return _filled(net, path, device, dtype)
+    net = _filled(net, path, device, dtype)
+    if net.linear_path is not None:
+        net.linear_path.straighten()
+    return net
 
 
 def load_gaussian_decoder(

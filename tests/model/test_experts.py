@@ -51,6 +51,31 @@ def test_what_an_expert_can_say_comes_back() -> None:
     assert torch.allclose(experts.decode(latents), patches, atol=1e-5)
 
 
+def test_rows_that_half_precision_bent_are_straightened_and_no_others() -> None:
+    exact, bent, free = some_experts(), some_experts(), some_experts()
+    bent.rows.copy_(bent.rows.half().float())
+    assert (bent.rows @ bent.rows.mT - torch.eye(4)).abs().max() > 1e-4
+    bent.straighten()
+    assert (bent.rows @ bent.rows.mT - torch.eye(4)).abs().max() < 1e-6
+    assert torch.allclose(bent.rows, exact.rows, atol=3e-4)
+    assert not bent.rows.requires_grad
+    before = exact.rows.clone()
+    exact.straighten()
+    assert torch.equal(exact.rows, before)
+    free.rows.normal_()
+    before = free.rows.clone()
+    free.straighten()
+    assert torch.equal(free.rows, before)
+
+
+@pytest.mark.parametrize("name", ["tiny-continuous", "tiny-discrete"])
+def test_bundled_experts_are_orthonormal(name: str) -> None:
+    path = Tokenizer.load(name, device="cpu", dtype="bfloat16").net.linear_path
+    for experts in (path.still_experts, path.moving_experts):
+        wanted = torch.eye(experts.coefficients).expand(experts.count, -1, -1)
+        torch.testing.assert_close(experts.rows @ experts.rows.mT, wanted, rtol=0, atol=2e-6)
+
+
 def test_marks_have_unit_variance_and_bear_noise() -> None:
     experts = some_experts()
     marks = experts.marks_of(torch.arange(4))

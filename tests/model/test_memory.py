@@ -38,5 +38,6 @@ def test_600_frames_within_1_3_times_64(what: str) -> None:
         assert done.returncode == 0, done.stderr[-2000:]
         return int(done.stdout)
 
+    most = 1.3 * peak(64)
     # The allocator of a busy machine may keep a block longer: the better of two runs counts.
-    assert min(peak(600), peak(600)) < 1.3 * peak(64)
+    assert peak(600) < most or peak(600) < most

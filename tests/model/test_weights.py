@@ -150,7 +150,12 @@ else:
 
 
 @pytest.mark.parametrize(
-    ("suffix", "dtype"), [(".safetensors", "float32"), (".safetensors", "bfloat16"), (".pt", "bfloat16")]
+    ("suffix", "dtype"),
+    [
+        (".safetensors", "float32"),
+        pytest.param(".safetensors", "bfloat16", marks=pytest.mark.slow),
+        (".pt", "bfloat16"),
+    ],
 )
 def test_full_size_is_built_saved_loaded_and_run(tmp_path: Path, suffix: str, dtype: str) -> None:
     path = tmp_path / f"full{suffix}"
