@@ -56,7 +56,10 @@ def draw(run: Path, out: Path) -> None:
             at = np.array([start + line["minutes"] for line in lines if name in line])
             values = np.array([line[name] for line in lines if name in line])
             few = len(values) < 3 * SMOOTH
-            axis.plot(at, values, "o-" if few else "-", color=f"C{number}", alpha=0.25, linewidth=0.8, markersize=4)
+            name_of = stage if few and len(values) else None
+            axis.plot(
+                at, values, "o-" if few else "-", color=f"C{number}", alpha=0.25, lw=0.8, markersize=4, label=name_of
+            )
             if not few:
                 mean = np.convolve(values, np.ones(SMOOTH) / SMOOTH, "valid")
                 axis.plot(at[SMOOTH // 2 : SMOOTH // 2 + len(mean)], mean, color=f"C{number}", label=stage)
