@@ -20,8 +20,8 @@ from model.kernels import fixed_linear
 BENT = 1e-5, 1e-2
 """Largest error of a product of two rows: more than that of float32, less than that of rows which are no such thing."""
 
-CHUNK = 1024
-"""Tokens at a time: every expert is tried on each, which takes E * K values a token."""
+CHUNK = 256
+"""Tokens at a time: every expert is tried on each, which takes E * K values a token; a few MB stay in the cache."""
 
 
 class Experts(nn.Module):
@@ -105,7 +105,8 @@ class Experts(nn.Module):
         That is |c - centre|^2 - |c|^2 less what each coefficient that is given back saves. components: [n, D];
         projected, given_back: [n, E, K].
         """
-        saved = (given_back * (2 * projected - given_back)).flatten(0, 1)
+        same = given_back is projected
+        saved = (projected.square() if same else given_back * (2 * projected - given_back)).flatten(0, 1)
         kept = steady_linear(saved, saved.new_ones(1, self.coefficients)).view(-1, self.count)
         return steady_linear(components, -2 * self.centre, self.centre.square().sum(1)) - kept
 
