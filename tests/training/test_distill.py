@@ -6,15 +6,17 @@ import pytest
 import torch
 
 from media.types import Voxels
+from model.config import VARIANTS
 from model.network import ATokenNet
 from model.words import WordTable
+from tests.paths import ROOT
 from tests.training.conftest import SMALL
 from training.config import RECIPES, DataConfig, OptimConfig, SemanticConfig
 from training.data import Library, piece_of
 from training.distill import Distillation, Lessons, _mix
 from training.joint_space import JointSpace, Pairs, fit_words
 from training.loop import Limits, Trainer
-from training.packaged import MAP_CHANNELS, PACKAGES, Seen, require_packages
+from training.packaged import FEATURES, MAP_CHANNELS, PACKAGES, Seen, require_packages
 from training.shown import ShownSets, cached_clips, some_of
 from training.views import SIDE, cached_views, random_view
 
@@ -79,6 +81,13 @@ def test_the_space_keeps_who_is_near_whom() -> None:
     torch.testing.assert_close(places.norm(dim=1), torch.ones(100))
     near = (places @ places.T).fill_diagonal_(-1).argmax(1)
     assert (near % 5 == torch.arange(100) % 5).all()
+
+
+def test_the_space_of_the_bundled_encoder_is_there() -> None:
+    space = JointSpace.load(ROOT / "training" / "tiny-space.safetensors")
+    assert space.axes.shape == (VARIANTS["tiny-continuous"].encoder.width, FEATURES)
+    assert space.mean.shape == (FEATURES,)
+    assert space.embed_cells(torch.rand(2, FEATURES, 3, 3)).isfinite().all()
 
 
 def test_words_land_where_their_pictures_are() -> None:
