@@ -47,9 +47,13 @@ def save_checkpoint(folder: Path, state: Checkpoint) -> Path:
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """Read DIR/checkpoint.pt. Raises FileNotFoundError where there is none."""
+    """Read DIR/checkpoint.pt. Raises FileNotFoundError where there is none, ValueError for one of another version."""
     path = folder / NAME
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no checkpoint to resume from")
     values = torch.load(path, map_location="cpu", weights_only=True)
-    return Checkpoint(**{**values, "config": TrainConfig.from_json(values["config"])})
+    try:
+        config = TrainConfig.from_json(values["config"])
+    except TypeError as error:
+        raise ValueError(f"{path} is of a recipe that this version does not know ({error}); remove it") from None
+    return Checkpoint(**{**values, "config": config})

@@ -53,13 +53,14 @@ def load_lessons(data: Path, more: Sequence[Path], folder: Path, channels: int, 
     clips = cached_clips(library, teacher, CLIPS, seed, folder / "clips.pt")
     meshes = data / "meshes" / "train"
     sets = cached_sets(meshes, teacher, folder / "sets.pt") if meshes.is_dir() else None
-    if not (folder / SPACE).is_file():
+    new = not (folder / SPACE).is_file()
+    if new:
         JointSpace.fit(torch.cat([part.features for part in views]), channels).save(folder / SPACE)
     space = JointSpace.load(folder / SPACE)
     captions = captions_of(data)
     names = class_names()
     path = folder / WORDS
-    if not path.is_file():
+    if new or not path.is_file():  # words of another space would be nowhere in this one
         table = _words(data, captions, names, space, teacher(), MiniLM())
         partial = path.with_suffix(".partial")
         table.save(partial, "words of all-MiniLM-L6-v2, in the space of features of EfficientNet-Lite1")

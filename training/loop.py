@@ -226,17 +226,21 @@ def learning_rate(config: OptimConfig, step: int, progress: float) -> float:
 def _optimizer(net: ATokenNet, config: OptimConfig, distillation: Distillation | None) -> Optimizers:
     """Groups by how fast they may move (blocks, edges) and whether they decay; the blocks' matrices to Muon."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    matrices: list[nn.Parameter] = []
     for name, parameter in net.named_parameters():
-        if parameter.requires_grad:
-            scale = config.edge_scale if any(part in name for part in EDGES) else 1.0
+        if not parameter.requires_grad:
+            continue
+        edge = any(part in name for part in EDGES)
+        # A norm with a row of gains for each head is no matrix.
+        matrix = parameter.ndim == 2 and not edge and "norm" not in name
+        if matrix and config.matrix_lr:
+            matrices.append(parameter)
+        else:
             # Matrices of the blocks decay towards the identity of their branch; the solution at the edges must not.
-            decay = config.weight_decay if parameter.ndim == 2 and scale == 1.0 else 0.0
-            groups.setdefault((scale, decay), []).append(parameter)
+            key = (config.edge_scale if edge else 1.0, config.weight_decay if matrix else 0.0)
+            groups.setdefault(key, []).append(parameter)
     if distillation is not None:
         groups.setdefault((1.0, 0.0), []).extend(distillation.parameters())
-    matrices = [value for value in groups.get((1.0, config.weight_decay), []) if config.matrix_lr]
-    if matrices:
-        del groups[1.0, config.weight_decay]
     parts: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(
             [{"params": params, "scale": scale, "weight_decay": decay} for (scale, decay), params in groups.items()],

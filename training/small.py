@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
+from torch import Tensor
 
 from media.types import Voxels
 from model import weights
@@ -106,21 +108,30 @@ def _run(given: argparse.Namespace, ranks: Ranks) -> int:
         stages = [replace(stage, steps=given.steps) for stage in stages]
     library = load_library(given.data, given.more)
     lessons = _lessons(given, stages, ranks)
+    if lessons is None:
+        # Without teachers a stage of meaning alone has nothing to learn; its time is the others'.
+        left = [stage for stage in stages if stage.data.anything]
+        share = sum(stage.minutes for stage in left) / sum(stage.minutes for stage in stages)
+        stages = [replace(stage, minutes=stage.minutes / share) for stage in left]
     if any(stage.data.pieces for stage in stages):
         library = replace(library, sets=_sets(given, lessons))
     before: ATokenNet | None = None
+    heads: dict[str, Tensor] = {}
     for stage in stages:
         done = folder / f"{stage.stage}.safetensors"
         if not done.is_file():
-            _run_stage(given, stage, before, library, lessons, folder, ranks)
+            _run_stage(given, stage, before, heads, library, lessons, folder, ranks)
         ranks.wait()
+        _check_recipe(done, stage)
         before = weights.load(done)
+        if (folder / stage.stage / CHECKPOINT).is_file():
+            heads = load_checkpoint(folder / stage.stage).distillation or heads
     assert before is not None
     path = folder / f"{given.recipe}.safetensors"
     if given.encoder is not None and not stages[-1].train_encoder:
         take_encoder(before, weights.load(given.encoder))
     if ranks.first:
-        export(before, stages[-1], stages[-1].steps, path, torch.float16)
+        export(before, stages[-1], int(_header(done)["steps"]), path, torch.float16)
         print(f"weights in {path}")
     return 0
 
@@ -129,6 +140,7 @@ def _run_stage(
     given: argparse.Namespace,
     config: TrainConfig,
     before: ATokenNet | None,
+    heads: Mapping[str, Tensor],
     library: Library,
     lessons: Lessons | None,
     folder: Path,
@@ -148,6 +160,9 @@ def _run_stage(
     if lessons is not None and config.semantic.tokens:
         torch.manual_seed(config.seed)
         distillation = Distillation(config.semantic, lessons, net.config.encoder.width)
+        if heads and before is not None:
+            # New ones would pull at the encoder while they learn.
+            distillation.load_state_dict(heads)
     trainer = Trainer(config, net, library, distillation)
     if resumed:
         state = load_checkpoint(place)
@@ -164,6 +179,20 @@ def _run_stage(
         fit_linear_decoder(trainer.ema, fit_batches(config, library, REFIT_BATCHES, part=2), config.loss.log_floor)
     export(trainer.ema, config, trainer.step, folder / f"{config.stage}.safetensors", torch.float32)
     _say(f"{config.stage}: {trainer.step} steps in {trainer.elapsed_s / 60:.1f} minutes")
+
+
+def _check_recipe(done: Path, config: TrainConfig) -> None:
+    """Raises ValueError if the weights of a stage are those of another recipe; how long it ran does not count."""
+    found = json.loads(_header(done).get("recipe", "{}"))
+    wanted = json.loads(json.dumps(config.to_json()))
+    other = sorted(key for key in {*found, *wanted} - {"steps", "minutes", "seed"} if found.get(key) != wanted.get(key))
+    if other:
+        raise ValueError(f"{done} was made by another recipe ({', '.join(other)} differ); give another --out")
+
+
+def _header(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {}
 
 
 def _lessons(given: argparse.Namespace, stages: Sequence[TrainConfig], ranks: Ranks) -> Lessons | None:

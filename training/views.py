@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,8 @@ def cached_views(library: Library, teacher: Callable[[], ImageTeacher], count: i
         torch.save(vars(views), partial)
         os.replace(partial, cache)
     kept = torch.load(cache, weights_only=True, mmap=True)
+    if missing := {field.name for field in fields(Views)} - set(kept):
+        raise ValueError(f"{cache} is of an earlier version, without {', '.join(sorted(missing))}; remove it")
     if len(kept["pictures"]) != count:
         raise ValueError(f"{cache} holds {len(kept['pictures'])} views, not {count}; remove it to draw them anew")
     return Views(**kept)

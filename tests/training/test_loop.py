@@ -11,11 +11,11 @@ from model import Tokenizer
 from model.config import VARIANTS
 from model.network import ATokenNet, build
 from tests.training.conftest import SMALL
-from training.checkpoint import load_checkpoint
+from training.checkpoint import load_checkpoint, save_checkpoint
 from training.config import RECIPES, OptimConfig, TrainConfig
 from training.data import Library, training_batch
 from training.loop import Limits, Trainer, learning_rate
-from training.small import export, main
+from training.small import _check_recipe, export, main
 
 CONFIG = replace(RECIPES["tiny-continuous"][0], data=SMALL, steps=40, optim=OptimConfig(warmup_steps=5))
 
@@ -103,6 +103,43 @@ def test_learning_rate_warms_up_and_falls() -> None:
     assert learning_rate(config, 99, 1.0) == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("changes", [{}, {"weight_decay": 0.0}, {"edge_scale": 1.0}, {"matrix_lr": 0.0}])
+def test_matrices_of_blocks_go_to_muon_and_nothing_else(
+    net: ATokenNet, library: Library, changes: dict[str, float]
+) -> None:
+    trainer = Trainer(replace(CONFIG, optim=OptimConfig(**changes)), net, library)
+    names = {id(value): name for name, value in net.named_parameters()}
+    groups = [
+        [{names[id(p)] for p in group["params"]} for group in part.param_groups] for part in trainer.optimizer.parts
+    ]
+    together = [name for part in groups for group in part for name in group]
+    assert sorted(together) == sorted(name for name, value in net.named_parameters() if value.requires_grad)
+    if changes.get("matrix_lr") == 0:
+        assert len(groups) == 1
+        return
+    (matrices,) = groups[1]
+    assert "encoder.blocks.0.attn.to_out.weight" in matrices
+    assert all(".blocks." in name and "norm" not in name for name in matrices)
+    trainer.train_step(0.0)
+
+
+def test_a_checkpoint_of_an_unknown_recipe_is_named(net: ATokenNet, library: Library, tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, Trainer(CONFIG, net, library).state())
+    values = torch.load(path)
+    values["config"]["of_old"] = True
+    torch.save(values, path)
+    with pytest.raises(ValueError, match=r"does not know .*of_old"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_stage_of_another_recipe_is_not_taken_for_this_one(net: ATokenNet, tmp_path: Path) -> None:
+    path = tmp_path / "image.safetensors"
+    export(net, CONFIG, 7, path, torch.float32)
+    _check_recipe(path, replace(CONFIG, steps=9, minutes=0.1, seed=3))
+    with pytest.raises(ValueError, match=r"image.safetensors was made by another recipe \(optim differ\)"):
+        _check_recipe(path, replace(CONFIG, optim=OptimConfig(lr=1.0)))
+
+
 def test_what_is_exported_is_the_average_and_loads(net: ATokenNet, library: Library, tmp_path: Path) -> None:
     trainer = Trainer(CONFIG, net, library)
     trainer.train_step(0.0)
@@ -128,7 +165,8 @@ def test_the_command_names_what_is_missing(tmp_path: Path, capsys: pytest.Captur
 def test_the_command_goes_through_its_stages_and_on_where_it_was(data: Path, tmp_path: Path) -> None:
     given = ["tiny-continuous", "--data", str(data), "--out", str(tmp_path), "--steps", "2", "--no-semantics"]
     assert main(given) == 0
-    stages = [config.stage for config in RECIPES["tiny-continuous"]]
+    stages = [config.stage for config in RECIPES["tiny-continuous"] if config.data.anything]
+    assert not (tmp_path / "image").exists()
     assert all(load_checkpoint(tmp_path / stage).step == 2 for stage in stages)
     written = (tmp_path / "tiny-continuous.safetensors").read_bytes()
     (tmp_path / f"{stages[-1]}.safetensors").unlink()  # as if killed before it was written
