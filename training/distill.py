@@ -7,6 +7,7 @@ B items, C channels of an embedding, T texts.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -41,6 +42,11 @@ class Lessons:
     clips: ShownClips | None = None
     sets: ShownSets | None = None
 
+    @cached_property
+    def cells(self) -> list[Tensor]:
+        """Places of parts of each set of views, float16 [N, C, S / 32, S / 32]; gigabytes to go through, once a run."""
+        return [self.space.embed_cells(views.cells) for views in self.views]
+
 
 class Distillation(nn.Module):
     """Draws what a step looks at and compares. Its layers, from features to the teacher's maps, are not shipped."""
@@ -49,7 +55,6 @@ class Distillation(nn.Module):
         super().__init__()
         self.config = config
         self.lessons = lessons
-        self.cells = [lessons.space.embed_cells(views.cells) for views in lessons.views]
         self.shares = np.array([len(views) for views in lessons.views]) / sum(map(len, lessons.views))
         maps = torch.cat([views.maps[:: max(1, len(views) // 1000)].float() for views in lessons.views])
         self.map_mean = maps.mean((0, 2, 3))[:, None, None]
@@ -110,7 +115,7 @@ class Distillation(nn.Module):
         views = self.lessons.views[chosen]
         rows = torch.from_numpy(rng.integers(0, len(views), max(1, self.config.tokens // grid**2)))
         pictures = views.pictures[rows].permute(0, 3, 1, 2).float()
-        maps, cells = views.maps[rows].float(), self.cells[chosen][rows].float()
+        maps, cells = views.maps[rows].float(), self.lessons.cells[chosen][rows].float()
         if rng.random() < self.config.mixed:
             _mix(rng, pictures, maps, cells)
         maps = (F.adaptive_avg_pool2d(maps, grid) - self.map_mean) / self.map_deviation

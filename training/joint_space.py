@@ -52,8 +52,9 @@ class JointSpace:
 
     def embed_cells(self, cells: Tensor) -> Tensor:
         """[B, F, H, W] to float16 [B, C, H, W], not of length 1: their mean has the direction of the whole."""
-        parts = [torch.einsum("bfhw,cf->bchw", part.float(), self.axes) for part in cells.split(64)]
-        return (torch.cat([part.half() for part in parts]) - (self.axes @ self.mean)[:, None, None]).half()
+        shift = (self.axes @ self.mean)[:, None, None]
+        parts = (torch.einsum("bfhw,cf->bchw", part.float(), self.axes) - shift for part in cells.split(64))
+        return torch.cat([part.half() for part in parts])
 
     def embed(self, features: Tensor) -> Tensor:
         """[B, F] to [B, C] of length 1."""

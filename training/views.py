@@ -66,9 +66,9 @@ def draw_views(library: Library, teacher: ImageTeacher, count: int, seed: int) -
         seen = teacher(pictures)
         said = {"features": seen.features, "cells": seen.cells, "maps": seen.maps}
         for name, part in {"pictures": pictures, **{name: part.half() for name, part in said.items()}}.items():
-            # Gigabytes: their place is made once, not joined from parts at the end.
-            whole = views.setdefault(name, torch.empty(count, *part.shape[1:], dtype=part.dtype))
-            whole[first : first + len(part)] = part
+            if name not in views:  # gigabytes: their place is made once, not joined from parts at the end
+                views[name] = torch.empty(count, *part.shape[1:], dtype=part.dtype)
+            views[name][first : first + len(part)] = part
     return Views(**views)
 
 

@@ -253,22 +253,24 @@ class QueueConsumer:
         reply: Any = await self._blocking.xreadgroup(
             GROUP, self._me, dict.fromkeys(self._streams, ">"), count=count, block=block_ms
         )
-        return [
-            (*self._streams[stream.decode()], mid.decode(), fields) for stream, found in reply for mid, fields in found
-        ]
+        return self._entries_of(reply)
 
     async def _inherit(self) -> list[tuple[PoolKeys, int, str, dict[bytes, bytes]]]:
         """Entries that were delivered under this name and not acknowledged."""
         reply: Any = await self._redis.xreadgroup(GROUP, self._me, dict.fromkeys(self._streams, "0"))
-        entries = [
-            (*self._streams[stream.decode()], mid.decode(), fields)
-            for stream, found in reply
-            for mid, fields in found
-            if fields  # not of an entry that is deleted
-        ]
+        entries = self._entries_of(reply)
         if entries:
             log.warning("took over %d jobs from the worker before", len(entries))
         return entries
+
+    def _entries_of(self, reply: Any) -> list[tuple[PoolKeys, int, str, dict[bytes, bytes]]]:
+        """What a read delivered; an entry that was deleted since has no fields."""
+        return [
+            (*self._streams[stream.decode()], mid.decode(), fields)
+            for stream, found in reply
+            for mid, fields in found
+            if fields
+        ]
 
     async def _claim(self, count: int) -> list[tuple[PoolKeys, int, str, dict[bytes, bytes]]]:
         """Entries whose owner has been silent for a lease. The server forgets deleted ones by itself (third field)."""
