@@ -17,7 +17,6 @@ import os
 import resource
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
@@ -31,6 +30,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from media.errors import MediaError
 from media.limits import Limits
+from media.scratch import Scratch
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -62,11 +62,11 @@ class MediaPool:
         self._pending = 0
         self._permits = asyncio.Semaphore(self.workers)
         # Empty and not writable to a child that runs as another user; nothing is ever put there.
-        self._folder = tempfile.TemporaryDirectory(prefix="atoken-media-")
-        os.chmod(self._folder.name, 0o500)
+        self._folder = Scratch("atoken-decoders-")
+        os.chmod(self._folder.path, 0o500)
         # Children die with the thread that started them (PDEATHSIG): these threads live as long as the pool.
         self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="media-pool")
-        self._free = deque(_Slot(self.limits, self._folder.name, self._threads) for _ in range(self.workers))
+        self._free = deque(_Slot(self.limits, str(self._folder.path), self._threads) for _ in range(self.workers))
         self._slots = tuple(self._free)
 
     async def __aenter__(self) -> Self:
@@ -181,7 +181,7 @@ class MediaPool:
         for stop in stops:
             stop.result()
         self._threads.shutdown()
-        self._folder.cleanup()
+        self._folder.remove()
 
 
 class _DeathError(Exception):

@@ -30,13 +30,15 @@ from training.shown import cached_clips, cached_sets
 from training.views import CHUNK, SIDE, cached_views
 
 VIEWS, CLIPS = 24_000, 600
-MORE_VIEWS = 40
-"""Of each picture of other folders."""
+MORE_VIEWS, DRAWING_VIEWS = 40, 6
+"""Of each picture of other folders, and of each drawing: there are many, and photographs are what is asked about."""
 
 WORDS, SPACE = "words.safetensors", "space.safetensors"
 
 
-def load_lessons(data: Path, more: Sequence[Path], folder: Path, channels: int, seed: int) -> Lessons:
+def load_lessons(
+    data: Path, more: Sequence[Path], folder: Path, channels: int, seed: int, drawings: Sequence[Path] = ()
+) -> Lessons:
     """Lessons of a data folder, and of other folders of pictures; what `folder` holds already is taken from there.
 
     Leaves words.safetensors, which model.words reads, and space.safetensors, so that an encoder which goes on with
@@ -46,10 +48,11 @@ def load_lessons(data: Path, more: Sequence[Path], folder: Path, channels: int, 
     teacher = cache(EfficientNetLite1)
     library = load_library(data)
     views = [cached_views(library, teacher, VIEWS, seed, folder / "views.pt")]
-    if more:
-        others = load_pictures(more)
-        count = MORE_VIEWS * len(others.pictures)
-        views.append(cached_views(others, teacher, count, seed + 1, folder / "views-more.pt"))
+    others = ((more, MORE_VIEWS, "views-more.pt"), (drawings, DRAWING_VIEWS, "views-drawings.pt"))
+    for number, (folders, each, name) in enumerate(others, start=1):
+        if folders:
+            shown = load_pictures(folders)
+            views.append(cached_views(shown, teacher, each * len(shown.pictures), seed + number, folder / name))
     clips = cached_clips(library, teacher, CLIPS, seed, folder / "clips.pt")
     meshes = data / "meshes" / "train"
     sets = cached_sets(meshes, teacher, folder / "sets.pt") if meshes.is_dir() else None

@@ -80,6 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--more", type=Path, action="append", default=[], metavar="DIR", help="a folder of more pictures"
     )
+    parser.add_argument(
+        "--drawings", type=Path, action="append", default=[], metavar="DIR", help="one of drawings, for the embedding"
+    )
     parser.add_argument("--out", type=Path, help="folder of the run (default runs/RECIPE); the same again goes on")
     parser.add_argument("--lessons", type=Path, default=Path("runs/lessons"), help="folder for what the teachers say")
     parser.add_argument("--no-semantics", dest="semantics", action="store_false", help="without teachers")
@@ -201,9 +204,9 @@ def _lessons(given: argparse.Namespace, stages: Sequence[TrainConfig], ranks: Ra
         return None
     width = VARIANTS[stages[0].variant].encoder.width
     if ranks.first:
-        load_lessons(given.data, given.more, given.lessons, width, given.seed)
+        load_lessons(given.data, given.more, given.lessons, width, given.seed, given.drawings)
     ranks.wait()
-    return load_lessons(given.data, given.more, given.lessons, width, given.seed)
+    return load_lessons(given.data, given.more, given.lessons, width, given.seed, given.drawings)
 
 
 def _sets(given: argparse.Namespace, lessons: Lessons | None) -> tuple[Voxels, ...]:

@@ -8,13 +8,14 @@ import secrets
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import redis
+
+from media.scratch import Scratch
 
 _PR_SET_PDEATHSIG = 1
 _SUN_PATH_BYTES = 107  # struct sockaddr_un on Linux, without the closing zero
@@ -59,7 +60,7 @@ class PrivateRedis:
         self._maxmemory_bytes = maxmemory_bytes
         self._binary = binary
         self._password = secrets.token_urlsafe(24)
-        self._folder: Path | None = None
+        self._folder: Scratch | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -74,14 +75,14 @@ class PrivateRedis:
         """unix:// URL with the password. Not for logs."""
         if self._folder is None:
             raise ServerError("the private Redis is not started")
-        return f"unix://:{self._password}@{self._folder / 'sock'}"
+        return f"unix://:{self._password}@{self._folder.path / 'sock'}"
 
     def start(self) -> None:
         """Start the server and wait until it answers. Raises ServerError."""
         binary = self._binary or find_binary()
-        self._folder = Path(tempfile.mkdtemp(prefix="atoken-"))  # mode 0700
+        self._folder = Scratch("atoken-queue-")
         try:
-            self._launch(binary, self._folder)
+            self._launch(binary, self._folder.path)
             self._wait_for_ping()
         except BaseException:
             self.close()
@@ -92,8 +93,8 @@ class PrivateRedis:
         self.process.kill()
         self.process.wait()
         assert self._folder is not None
-        (self._folder / "sock").unlink(missing_ok=True)
-        self._launch(self._binary or find_binary(), self._folder)
+        (self._folder.path / "sock").unlink(missing_ok=True)
+        self._launch(self._binary or find_binary(), self._folder.path)
         self._wait_for_ping()
 
     def close(self) -> None:
@@ -107,7 +108,7 @@ class PrivateRedis:
                 self._process.wait()
             self._process = None
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.remove()
             self._folder = None
 
     def __enter__(self) -> Self:
@@ -175,5 +176,5 @@ class PrivateRedis:
 
     def _log_tail(self) -> str:
         assert self._folder is not None
-        lines = (self._folder / "log").read_text("utf-8", "replace").strip().splitlines()
+        lines = (self._folder.path / "log").read_text("utf-8", "replace").strip().splitlines()
         return " | ".join(lines[-3:]) or "it wrote nothing"
