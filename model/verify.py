@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,10 +46,12 @@ def main_report(
     dtype: str = "float32",
     dump: Path | None = None,
     kinds: Mapping[str, Kind] = KINDS,
+    every: bool = False,
 ) -> int:
-    """Print a line per tensor and a summary; dump: folder for what was computed, one safetensors file a case.
+    """Print a line per case, one per tensor that fails, and a summary.
 
-    kinds: what to run for each kind of case; others are skipped and counted.
+    dump: folder for what was computed, one safetensors file a case. kinds: what to run for each kind of case; others
+    are skipped and counted. every: print all tensors.
     Returns the exit status: 0 all pass, 1 a tensor fails or is missing, 2 an unreadable folder.
     """
     try:
@@ -63,11 +65,13 @@ def main_report(
                 continue
             rows, computed = run_case(folder, torch.device(device), getattr(torch, dtype), kinds=kinds)
             for row in rows:
-                verdict = "pass" if row.passed else "FAIL"
-                print(f"{row.case:18} {row.tensor:32} {row.measure:12} {row.error:9.2e} of {row.limit:7.0e}  {verdict}")
+                if every or not row.passed:
+                    print(_line(row))
                 failed += not row.passed
                 if row.measure == "rowwise_rel" and (worst is None or row.error > worst.error):
                     worst = row
+            if rows:
+                print(_case_line(rows))
             total += len(rows)
             if dump is not None:
                 dump.mkdir(parents=True, exist_ok=True)
@@ -82,6 +86,24 @@ def main_report(
         print(f"worst row-wise error: {worst.error:.2e} ({worst.case}, {worst.tensor})")
     print(f"{total - failed} passed, {failed} failed, {skipped} skipped ({device}, {dtype})")
     return 1 if failed else 0
+
+
+def _line(row: Row) -> str:
+    verdict = "pass" if row.passed else "FAIL"
+    return f"{row.case:18} {row.tensor:32} {row.measure:12} {row.error:9.2e} of {row.limit:7.0e}  {verdict}"
+
+
+def _case_line(rows: Sequence[Row]) -> str:
+    """A case in one line: the tensor that is nearest to its limit."""
+    failed = sum(not row.passed for row in rows)
+    found = f"{failed} FAIL" if failed else "pass"
+    inexact = [row for row in rows if row.limit]
+    if not inexact:
+        return f"{rows[0].case:18} {len(rows):3} tensors, to be equal: {found}"
+    near = max(inexact, key=lambda row: row.error / row.limit)
+    return (
+        f"{near.case:18} {len(rows):3} tensors, at most {near.error:.1e} of {near.limit:.0e} ({near.tensor}): {found}"
+    )
 
 
 def find_cases(path: Path) -> list[Path]:

@@ -236,7 +236,10 @@ class Bench:
         if self.drawn:
             parts.append(f"{', '.join(self.drawn)}: drawn shapes (training/generated.py)")
         if given.hold:
-            parts.append(f"{given.hold} samples of a kind, over and over, in an order of the seed")
+            most = _no_more_than(dict.fromkeys(TASKS, given.hold), self.corpora)
+            few = [f"{MODALITY[kind]} have {count}" for kind, count in most.items() if count < given.hold]
+            again = f" ({', '.join(dict.fromkeys(few))}, which come again among them)" if few else ""
+            parts.append(f"{given.hold} samples of a kind{again}, over and over, in an order of the seed")
         if given.piece and "assets" in self.used:
             parts.append(f"assets cut to {given.piece} neighbouring voxels")
         data = "; ".join([*parts, "sample n the same for all variants of a seed"])

@@ -169,6 +169,7 @@ def verify(
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     dump: Annotated[Path | None, typer.Option(metavar="OUT", help="Folder for what was computed.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Print every tensor, not only those that fail.")] = False,
 ) -> None:
     """Check the model against stored results: exit status 0 if all hold, 1 if not, 2 for an unreadable folder."""
     from service.cli.errors import CommandError
@@ -180,7 +181,7 @@ def verify(
     from model.verify import SHIPPED, main_report
     from service.cli.verify_kinds import ALL_KINDS
 
-    raise typer.Exit(main_report(path or SHIPPED, device, dtype, dump, ALL_KINDS))
+    raise typer.Exit(main_report(path or SHIPPED, device, dtype, dump, ALL_KINDS, every))
 
 
 @app.command()

@@ -64,8 +64,9 @@ def test_a_wrong_weight_fails_and_a_missing_file_is_unreadable(
     save_file(expected, case / "expected.safetensors")
     assert main_report(tmp_path, dump=tmp_path / "out") == 1
     printed = capsys.readouterr().out
-    assert "dec.tokens" in printed
-    assert "FAIL" in printed
+    lines = [line for line in printed.splitlines() if "FAIL" in line]
+    assert [line.split()[:2] for line in lines] == [["core_s1_tiny", "dec.tokens"], ["core_s1_tiny", "24"]]
+    assert "1 FAIL" in lines[1]
     dumped = load_file(tmp_path / "out" / "core_s1_tiny.safetensors")
     assert dumped["dec.tokens"].shape == expected["dec.tokens"].shape
     (case / "input.safetensors").unlink()

@@ -151,8 +151,10 @@ def test_a_study_on_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert "| images/rfid | " in text
     assert "What the critic says at the end" in text
     assert "4 images (8 were wanted, the shards have no more), the same" not in text
-    assert main(["gram", *words, "--shown-count", "8", "--out", str(tmp_path / "more")]) == 0
-    assert "4 images (8 were wanted, the shards have no more), the same" in (tmp_path / "more/report.md").read_text()
+    assert main(["gram", *words, "--shown-count", "8", "--hold", "9", "--out", str(tmp_path / "more")]) == 0
+    text = (tmp_path / "more/report.md").read_text()
+    assert "4 images (8 were wanted, the shards have no more), the same" in text
+    assert "9 samples of a kind (images have 8, which come again among them), over" in text
     capsys.readouterr()
     out = ["--out", str(tmp_path / "other")]
     assert main(["rope", *words, *out]) == 2
