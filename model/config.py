@@ -40,6 +40,13 @@ class StackConfig:
         """Channels of one attention head."""
         return self.width // self.heads
 
+    @property
+    def attention_tokens(self) -> int:
+        """Tokens of an item of which attention (2 N C multiplications a token) costs as much as the matrices of a block
+        (4 C C + 2 C mlp).
+        """
+        return 2 * self.width + self.mlp
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:

@@ -118,6 +118,8 @@ class Tokenizer:
             "codebooks": self.config.codebooks,
             "codebook_size": self.config.codebook_size,
             "embedding_dim": self.config.encoder.width,
+            "attention_tokens": self.config.encoder.attention_tokens,
+            "window": self.config.window,
             "parameters": sum(parameter.numel() for parameter in self.net.parameters()),
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),

@@ -24,6 +24,7 @@ from service.api.core import Service, service_of
 from service.api.documents import decode_operation
 from service.api.encoding import fails_whole
 from service.api.items import (
+    Cost,
     Deadline,
     Done,
     Outcome,
@@ -51,6 +52,11 @@ class Order:
     id: str
     tokens: Tokens
     card: Card
+
+    @property
+    def cost(self) -> Cost:
+        """Its size."""
+        return Cost(len(self.tokens), self.tokens.layout.grid[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,7 +279,7 @@ def _check_output_size(tokens: Tokens, limits: Limits) -> None:
 
 
 async def _decode_all(ticket: Ticket, names: Sequence[str], orders: Sequence[Order | Problem]) -> list[Outcome]:
-    await admit(ticket, [(order.card.pool, len(order.tokens)) for order in orders if isinstance(order, Order)])
+    await admit(ticket, [(order.card, order.cost) for order in orders if isinstance(order, Order)])
     if ticket.fail:
         for position, order in enumerate(orders):
             if isinstance(order, Problem):
@@ -293,7 +299,7 @@ async def _decode_one(ticket: Ticket, order: Order | Problem) -> Done:
         "model": card.name,
         "revision": card.revision,
     }
-    answered, answered_meta = await run_job(ticket, card, len(tokens), wire.dumps(arrays, meta))
+    answered, answered_meta = await run_job(ticket, card, order.cost, wire.dumps(arrays, meta))
     return Done(id=order.id, kind=tokens.layout.kind, cost=len(tokens), arrays=answered, meta=answered_meta)
 
 

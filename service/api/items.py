@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 from uuid import uuid4
 
 import numpy as np
@@ -17,7 +17,7 @@ from starlette.requests import Request
 
 from media import wire
 from media.errors import MediaError
-from media.sniff import Probe, probe, token_cost
+from media.sniff import PATCH_SIDE, Probe, probe, token_cost
 from media.types import Asset, Image, Kind, UInt8Array, Video
 from service.api import children
 from service.api.core import Service
@@ -62,6 +62,13 @@ class Bad:
 
 
 Outcome: TypeAlias = Done | Bad
+
+
+class Cost(NamedTuple):
+    """Size of an item. steps: latent frames of a clip; 1 or 0 of anything else."""
+
+    tokens: int
+    steps: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,29 +142,29 @@ async def encode_all(
     Raises Problem too_many_tokens, the first item's problem when the ticket says `fail`, or what the queue refuses.
     """
     fit = ticket.options["fit"]
-    costs: list[int | Problem | None] = [_cost_of_probe(ticket, card, found, fit) for found in probes]
-    await admit(ticket, [(card.pool, cost) for cost in costs if isinstance(cost, int)])
+    costs: list[Cost | Problem | None] = [_cost_of_probe(ticket, card, found, fit) for found in probes]
+    await admit(ticket, [(card, cost) for cost in costs if isinstance(cost, Cost)])
 
-    async def decode(upload: Upload, cost: int | Problem | None) -> tuple[Image | Video | Asset, int]:
+    async def decode(upload: Upload, cost: Cost | Problem | None) -> tuple[Image | Video | Asset, Cost]:
         if isinstance(cost, Problem):
             raise cost
         item = await children.read(ticket.service, ticket.record, upload, up=up, with_pictures=keep_pixels)
         # Headers lie; what counts is what came out.
         known, cost = cost, _cost_of_item(item, fit)
-        check_cost(ticket, card, cost, "voxels" if isinstance(item, Asset) else item.kind)
+        check_cost(ticket, card, cost.tokens, "voxels" if isinstance(item, Asset) else item.kind)
         if known is None:
-            await admit(ticket, [(card.pool, cost)])
+            await admit(ticket, [(card, cost)])
         return item, cost
 
-    async def send(upload: Upload, item: Image | Video | Asset, cost: int) -> Done:
+    async def send(upload: Upload, item: Image | Video | Asset, cost: Cost) -> Done:
         arrays, meta = await asyncio.to_thread(_wire_form, item) if isinstance(item, Asset) else _wire_form(item)
         payload = await _dump(arrays, meta, sum(array.nbytes for array in arrays.values()))
         answers, answered = await run_job(ticket, card, cost, payload)
         kind: Kind = "voxels" if isinstance(item, Asset) else item.kind
         kept = arrays.get("pixels") if keep_pixels else None
-        return Done(id=upload.id, kind=kind, cost=cost, arrays=answers, meta=answered, pixels=kept)
+        return Done(id=upload.id, kind=kind, cost=cost.tokens, arrays=answers, meta=answered, pixels=kept)
 
-    async def whole_way(upload: Upload, cost: int | Problem | None) -> Done:
+    async def whole_way(upload: Upload, cost: Cost | Problem | None) -> Done:
         return await send(upload, *await decode(upload, cost))
 
     names = [upload.id for upload in uploads]
@@ -185,7 +192,7 @@ async def gather(ticket: Ticket, names: Sequence[str], work: Sequence[Awaitable[
 
 
 async def run_job(
-    ticket: Ticket, card: Card, cost: int, payload: bytes
+    ticket: Ticket, card: Card, cost: Cost, payload: bytes
 ) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
     """Queue one job, wait for its answer and take it apart. Whoever is canceled here withdraws the job.
 
@@ -196,7 +203,8 @@ async def run_job(
         id=uuid4().hex,
         op=ticket.op,
         pool=card.pool,
-        cost=cost,
+        cost=cost.tokens,
+        effort=card.effort(*cost),
         deadline=ticket.deadline.at,
         options=ticket.options,
         request_id=record.request_id,
@@ -252,10 +260,10 @@ def check_kind(card: Card, kind: Kind) -> None:
         raise Problem("unsupported_output", f"`{card.name}` takes {', '.join(card.kinds)}, not {kind}")
 
 
-async def admit(ticket: Ticket, items: Sequence[tuple[str, int]]) -> None:
-    """Refuse a request whose items (pool and tokens) are too many together, take too long, or find no room now."""
+async def admit(ticket: Ticket, items: Sequence[tuple[Card, Cost]]) -> None:
+    """Refuse a request whose items (model and size) are too many together, take too long, or find no room now."""
     limit = ticket.service.settings.media.request_tokens
-    total = sum(cost for _, cost in items)
+    total = sum(cost.tokens for _, cost in items)
     if total > limit:
         raise Problem(
             "too_many_tokens",
@@ -263,37 +271,43 @@ async def admit(ticket: Ticket, items: Sequence[tuple[str, int]]) -> None:
             limit=limit,
             actual=total,
         )
-    works: dict[str, list[Work]] = {}
-    for pool, cost in items:
-        works.setdefault(pool, []).append(Work.of(ticket.op, ticket.options, cost))
+    of_pools: dict[str, list[tuple[Card, Cost]]] = {}
+    for card, cost in items:
+        of_pools.setdefault(card.pool, []).append((card, cost))
     deadline = ticket.deadline
-    for pool, of_pool in works.items():
-        await ticket.service.load.check(pool, of_pool, timeout_s=deadline.timeout_s, deadline=deadline.at)
+    for pool, found in of_pools.items():
+        works = [Work.of(ticket.op, ticket.options, card.effort(*cost)) for card, cost in found]
+        tokens = sum(cost.tokens for _, cost in found)
+        await ticket.service.load.check(pool, works, tokens, timeout_s=deadline.timeout_s, deadline=deadline.at)
 
 
 def _cost_of_probe(
     ticket: Ticket, card: Card, found: Probe | Problem, fit: Literal["pad", "crop"]
-) -> int | Problem | None:
-    """Return the tokens of an item as its header promises, None if it does not say, or why it is refused."""
+) -> Cost | Problem | None:
+    """Return the size of an item as its header promises, None if it does not say, or why it is refused."""
     if isinstance(found, Problem):
         return found
     try:
         check_kind(card, found.kind)
         if found.kind == "voxels" or (found.kind == "video" and found.frames is None):
             return None
-        cost = token_cost(found.kind, found.frames or 1, found.height, found.width, fit)
-        check_cost(ticket, card, cost, found.kind)
+        cost = _cost_of_pixels(found.kind, found.frames or 1, found.height, found.width, fit)
+        check_cost(ticket, card, cost.tokens, found.kind)
     except (Problem, MediaError) as error:
         return as_problem(error)
     return cost
 
 
-def _cost_of_item(item: Image | Video | Asset, fit: Literal["pad", "crop"]) -> int:
+def _cost_of_item(item: Image | Video | Asset, fit: Literal["pad", "crop"]) -> Cost:
     if isinstance(item, Asset):
-        return len(item.voxels.coords)
+        return Cost(len(item.voxels.coords))
     frames = 1 if isinstance(item, Image) else len(item.frames)
     height, width = item.pixels.shape[:2] if isinstance(item, Image) else item.frames.shape[1:3]
-    return token_cost(item.kind, frames, height, width, fit)
+    return _cost_of_pixels(item.kind, frames, height, width, fit)
+
+
+def _cost_of_pixels(kind: Kind, frames: int, height: int, width: int, fit: Literal["pad", "crop"]) -> Cost:
+    return Cost(token_cost(kind, frames, height, width, fit), token_cost(kind, frames, PATCH_SIDE, PATCH_SIDE, fit))
 
 
 def _wire_form(item: Image | Video | Asset) -> tuple[dict[str, npt.NDArray[Any]], dict[str, wire.JSON]]:

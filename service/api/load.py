@@ -41,10 +41,11 @@ class QueueLoad:
                 self._read_at = time.monotonic()
             return self._stats
 
-    async def check(self, pool: str, works: Sequence[Work], *, timeout_s: float, deadline: float) -> None:
+    async def check(self, pool: str, works: Sequence[Work], tokens: int, *, timeout_s: float, deadline: float) -> None:
         """Refuse a request whose items would not be done in time, or for which a pool has no room now.
 
-        works: of its items in this pool. timeout_s: what the client allows; deadline: when that is over, in Unix time.
+        works: of its items in this pool; tokens: of all of them. timeout_s: what the client allows; deadline: when that
+        is over, in Unix time.
         Raises Problem deadline_too_short (even an idle pool could not do it), Refused queue_full or
         would_miss_deadline, QueueUnavailable.
         """
@@ -59,7 +60,7 @@ class QueueLoad:
             raise deadline_too_short(alone_s, timeout_s, self._max_timeout_s)
         if load.tokens == 0:  # an empty queue takes a request of any size that the limits allow
             return
-        tokens = load.tokens + total.tokens
+        tokens += load.tokens
         seconds = load.rates.seconds(load.work + total)
         limit, token_s = self._limits.room(tokens, seconds)
         if tokens > limit:

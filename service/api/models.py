@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ConfigDict
 
 from service.errors import Problem
+from service.queue.estimate import effort_of
 from service.settings import Settings
 
 CARDS_LIFE_S = 1.0
@@ -30,7 +31,14 @@ class Card(BaseModel):
     codebook_size: int = 4096
     embedding_dim: int = 0
     max_item_tokens: int | None = None
+    attention_tokens: int | None = None
+    window: int | None = None
     gaussian_decoder: dict[str, Any] | None = None
+
+    def effort(self, tokens: int, steps: int) -> int:
+        """What an item counts in estimates of time. steps: latent frames of a clip; 1 or 0 of anything else."""
+        windows = -(-steps // self.window) if self.window else 1
+        return effort_of(tokens, self.attention_tokens, max(1, windows))
 
     @property
     def pool(self) -> str:

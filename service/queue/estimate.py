@@ -1,4 +1,9 @@
-"""How long work takes: tokens by what the model does with them, over the speed that the workers measured."""
+"""How long work takes: tokens by what the model does with them, over the speed that the workers measured.
+
+All tokens of a picture or asset attend to each other, those of a clip within a window, so that one item of many tokens
+takes longer than many of few. Times are therefore reckoned in effort: how many tokens of pictures of 256 x 256 would
+take as long.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,25 +14,34 @@ Direction = Literal["encode", "decode"]
 MARGIN = 1.5
 """A job is taken as too slow for its deadline only if it would still be with its estimate divided by this."""
 
+PICTURE_TOKENS = 256
+"""Of the item of which effort and tokens are the same number."""
+
+
+def effort_of(tokens: int, attention_tokens: int | None, windows: int = 1) -> int:
+    """Effort of one item, whose tokens lie in so many windows of about the same size.
+
+    attention_tokens: see StackConfig; None: attention counts as nothing, effort is tokens.
+    """
+    if not attention_tokens:
+        return tokens
+    share = (attention_tokens + tokens / windows) / (attention_tokens + PICTURE_TOKENS)
+    return max(1, round(tokens * share))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """Tokens that the encoder and the decoder have to pass; those of a reconstruction count for both."""
+    """Effort of the encoder and of the decoder; that of a reconstruction counts for both."""
 
     encode: int = 0
     decode: int = 0
 
     @classmethod
-    def of(cls, op: str, options: dict[str, Any], tokens: int) -> "Work":
+    def of(cls, op: str, options: dict[str, Any], effort: int) -> "Work":
         """What a job asks of the model: embedding takes the encoder, a reconstruction both halves."""
         if op == "decode":
-            return cls(decode=tokens)
-        return cls(encode=tokens, decode=tokens if "reconstruction" in (options.get("outputs") or ()) else 0)
-
-    @property
-    def tokens(self) -> int:
-        """Each token once, for work of one operation."""
-        return max(self.encode, self.decode)
+            return cls(decode=effort)
+        return cls(encode=effort, decode=effort if "reconstruction" in (options.get("outputs") or ()) else 0)
 
     def __add__(self, other: "Work") -> "Work":
         return Work(encode=self.encode + other.encode, decode=self.decode + other.decode)
@@ -35,7 +49,7 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """Tokens a second of the encoder and of the decoder; 0 where nothing was measured yet."""
+    """Effort a second of the encoder and of the decoder; 0 where nothing was measured yet."""
 
     encode: float = 0.0
     decode: float = 0.0
@@ -44,20 +58,20 @@ class Rates:
         return Rates(encode=self.encode + other.encode, decode=self.decode + other.decode)
 
     def rounded(self) -> dict[Direction, int]:
-        """For people: whole tokens a second by direction."""
+        """For people: whole tokens a second by direction, as of pictures of 256 x 256."""
         return {"encode": round(self.encode), "decode": round(self.decode)}
 
     def seconds(self, work: Work) -> float:
         """How long the work takes. What has no measured speed counts as nothing: no guess refuses anybody."""
         pairs = ((work.encode, self.encode), (work.decode, self.decode))
-        return sum(tokens / rate for tokens, rate in pairs if rate > 0)
+        return sum(effort / rate for effort, rate in pairs if rate > 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
     """One pool: jobs queued or running, and its ready workers.
 
-    tokens, bytes, items: what is open; work: the same tokens by direction. oldest_s: age of the oldest open job.
+    tokens, bytes, items: what is open; work: its effort by direction. oldest_s: age of the oldest open job.
     workers: how many are ready; rates: what they do together; fastest: the best rate of any one, for a single job.
     """
 

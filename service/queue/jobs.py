@@ -15,6 +15,7 @@ class Job:
     """One item of work for the pool's workers.
 
     id: unique text, letters, digits, "-" and "_". pool: `name@revision`. cost: tokens of the item, at least 1.
+    effort: what they count in estimates of time, None for as many; the queue does not hand it on.
     deadline: Unix time in seconds. tenant: who is charged (the hash of an API key, never the key).
     lane: 0 interactive, 1 batch. options: JSON values only.
     """
@@ -28,11 +29,12 @@ class Job:
     lane: int = 0
     options: dict[str, Any] = field(default_factory=dict)
     request_id: str = ""
+    effort: int | None = None
 
     @property
     def work(self) -> Work:
         """What the job asks of the model, for estimates of time."""
-        return Work.of(self.op, self.options, self.cost)
+        return Work.of(self.op, self.options, self.effort or self.cost)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,9 @@ import torch
 
 from media.types import Item, PosedPictures, Tokens, Voxels
 from model import Tokenizer
+from model.config import ModelConfig
 from model.errors import ModelError, RangeError, UnsupportedError
-from service.queue.estimate import Direction
+from service.queue.estimate import Direction, effort_of
 from service.queue.jobs import Job
 from service.worker.budget import Budget
 from service.worker.payloads import Output, decoded, encoded, read_item, read_pictures, read_tokens
@@ -88,7 +89,9 @@ class Runner:
             begin = time.perf_counter()
             step(self._tokenizers[pool], works)
             if direction is not None:
-                self._speed.add(pool, direction, sum(work.job.cost for work in works), time.perf_counter() - begin)
+                seconds = time.perf_counter() - begin
+                config = self._tokenizers[pool].config
+                self._speed.add(pool, direction, sum(work.effort(config) for work in works), seconds)
         except Exception as error:
             if _is_device_fault(error):
                 raise DeviceLostError(str(error).splitlines()[0]) from error
@@ -149,6 +152,12 @@ class _Work:
         if self.result is not None or not isinstance(self.picture, Voxels):
             return False
         return self.job.op != "decode" or self.job.options.get("splats") is not None
+
+    def effort(self, config: ModelConfig) -> int:
+        """What it took, once it was encoded or before it is decoded."""
+        assert self.tokens is not None
+        windows = max(1, -(-self.tokens.layout.grid[0] // config.window))
+        return effort_of(self.job.cost, config.encoder.attention_tokens, windows)
 
     def wants_latents_only(self, tokenizer: Tokenizer) -> bool:
         """Whether it asks a model that gives codes for the latents instead: one encode gives one of the two."""

@@ -8,7 +8,7 @@ from service.queue.estimate import Direction, Rates
 
 
 class Speed:
-    """Tokens a second of the busy model, by pool and direction: the median of the last passes of at least large_tokens.
+    """Effort a second of the busy model, by pool and direction: the median of the last passes of at least large_tokens.
 
     Small passes say nothing about how fast a queue drains, since queued jobs make large ones. A median, so that one
     pass during which the process was held up does not make the next long items look hopeless.
@@ -20,11 +20,11 @@ class Speed:
         self.large_tokens = large_tokens
         self._last: dict[tuple[str, Direction], tuple[float, ...]] = {}
 
-    def add(self, pool: str, direction: Direction, tokens: int, seconds: float) -> None:
+    def add(self, pool: str, direction: Direction, effort: int, seconds: float) -> None:
         """Count one pass. The model's thread calls it while the loop reads: tuples are replaced, never changed."""
-        if tokens >= self.large_tokens and seconds > 0:
+        if effort >= self.large_tokens and seconds > 0:
             key = pool, direction
-            self._last[key] = (*self._last.get(key, ()), tokens / seconds)[-self.KEEP :]
+            self._last[key] = (*self._last.get(key, ()), effort / seconds)[-self.KEEP :]
 
     def rates(self, pool: str) -> Rates:
         """What was measured; 0 before the first pass."""

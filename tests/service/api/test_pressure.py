@@ -17,9 +17,11 @@ import pytest
 
 from media.sniff import probe
 from service.api import items
+from service.api.models import Card
 from service.queue.client import QueueClient
+from service.queue.estimate import effort_of
 from service.queue.server import PrivateRedis
-from tests.service.api.block_worker import BlockWorker
+from tests.service.api.block_worker import CONTINUOUS, BlockWorker
 from tests.service.api.conftest import blocks, mp4, png, problem
 from tests.service.api.rig import Api
 
@@ -114,6 +116,27 @@ def test_what_no_worker_does_in_time_is_refused_at_once(api: Api, held: BlockWor
     both = {"content": BIG, "params": {"outputs": "reconstruction"}, "headers": {"Request-Timeout": "0.6"}}
     assert problem(api.client.post("/encode", **both), 422, "deadline_too_short")["actual"] == 1.04
     wait_for(lambda: queued(api) == 0, "the expired jobs stay in the queue")
+
+
+def test_an_item_of_many_tokens_is_reckoned_with_what_they_look_at(
+    api: Api, held: BlockWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Card, "effort", lambda self, tokens, steps: effort_of(tokens, 768))
+    query, headers = {"outputs": "reconstruction"}, {"Request-Timeout": "1"}
+    response = api.client.post("/encode", content=BIG, params=query, headers=headers)
+    # 1024 tokens count as 1024 (768 + 1024) / (768 + 256) = 1792.
+    assert problem(response, 422, "deadline_too_short")["actual"] == 1.83
+    four = [("file", (f"{number}.png", png(blocks(256, 256)), "image/png")) for number in range(4)]
+    response = api.client.post("/encode", files=four, params=query, headers={"Request-Timeout": "0.6"})
+    assert problem(response, 422, "deadline_too_short")["actual"] == 1.04, "as many tokens, but in pictures of 256"
+
+
+def test_a_model_s_card_says_what_an_item_counts() -> None:
+    card = Card(**{**CONTINUOUS, "attention_tokens": 864, "window": 4})
+    assert card.effort(256, 1) == 256
+    assert card.effort(64 * 64, 16) == 64 * 64 * (864 + 1024) // (864 + 256), "16 latent frames are four windows"
+    assert card.effort(24_000, 0) == 24_000 * (864 + 24_000) // (864 + 256)
+    assert Card(**CONTINUOUS).effort(24_000, 0) == 24_000, "a worker that does not say"
 
 
 def test_a_clip_whose_header_hides_its_length_is_reckoned_when_it_is_known(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.queue.estimate import Rates, Work, fastest
+from service.queue.estimate import Rates, Work, effort_of, fastest
 from service.queue.jobs import Job, QueueLimits
 
 
@@ -18,7 +18,24 @@ from service.queue.jobs import Job, QueueLimits
 )
 def test_what_a_job_asks_of_the_model(op: str, options: dict[str, object], work: Work) -> None:
     job = Job(id="j", op=op, pool="m", cost=7, deadline=0.0, options=options)  # type: ignore[arg-type]
-    assert (job.work, job.work.tokens) == (work, 7)
+    assert job.work == work
+
+
+def test_an_item_counts_what_its_tokens_look_at() -> None:
+    assert effort_of(256, 864) == 256, "pictures of 256 x 256 are the measure"
+    assert effort_of(7, None) == effort_of(7, 0) == 7
+    assert effort_of(1, 864) == 1
+    assert effort_of(16_384, 864, windows=64) == 16_384, "a clip does not look beyond its windows"
+    many = [effort_of(tokens, 864) for tokens in (1000, 4000, 8000, 16_000, 24_000)]
+    # CPU seconds of encoding so many voxels with the bundled model (tests/bench/README.md, 9).
+    measured = [0.10, 0.97, 3.67, 13.02, 28.54]
+    for effort, seconds in zip(many, measured, strict=True):
+        assert effort / many[-1] == pytest.approx(seconds / measured[-1], rel=0.35)
+
+
+def test_a_job_of_more_effort_than_tokens() -> None:
+    job = Job(id="j", op="encode", pool="m", cost=7, effort=30, deadline=0.0, options={"outputs": ["reconstruction"]})
+    assert job.work == Work(encode=30, decode=30)
 
 
 def test_seconds_are_a_sum_over_both_directions() -> None:

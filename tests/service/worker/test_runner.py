@@ -14,7 +14,7 @@ from media import wire
 from media.tokens import layout_from_json, layout_to_json
 from media.types import Image, Tokens, Video, Voxels
 from model import Tokenizer
-from service.queue.estimate import Rates
+from service.queue.estimate import Rates, effort_of
 from service.queue.jobs import Job, Op
 from service.worker.budget import FLOOR_TOKENS, Budget
 from service.worker.payloads import Output
@@ -283,7 +283,7 @@ def test_a_lost_device_ends_the_worker_not_the_items(continuous: Tokenizer) -> N
 
 
 def test_encode_and_decode_are_timed_apart(continuous: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of one batch, in the tokens that each of the two had to pass."""
+    """Of one batch, in the effort that each of the two had to make."""
     now = 0.0
 
     class Slow:
@@ -309,4 +309,6 @@ def test_encode_and_decode_are_timed_apart(continuous: Tokenizer, monkeypatch: p
     payloads = [item_payload(picture(32, 32)), item_payload(picture(32, 32)), tokens_payload(tokens), b"nonsense"]
     results = Runner({POOL: Slow()}, Budget(1024), speed).run(POOL, jobs, payloads)  # type: ignore[dict-item]
     assert [isinstance(result, Failure) for result in results] == [False, False, False, True]
-    assert speed.rates(POOL) == Rates(encode=8.0, decode=0.8)
+    effort = effort_of(4, continuous.config.encoder.attention_tokens)
+    assert effort == 3, "a token that has three others to look at takes less than one that has 255"
+    assert speed.rates(POOL) == Rates(encode=2 * effort / 1.0, decode=2 * effort / 10.0)
