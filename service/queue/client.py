@@ -142,8 +142,8 @@ class QueueClient:
     async def cancel(self, job_id: str) -> None:
         """End a job that nobody wants any more. Whoever waits for it gets `canceled`.
 
-        A queued job never starts; a running forward is not interrupted, but its answer is dropped. Unknown ids and an
-        unreachable Redis are no errors (the job's deadline still holds).
+        A queued job never starts; of a running one the answer is dropped, and a worker stops computing a batch that
+        nobody waits for. Unknown ids and an unreachable Redis are no errors (the job's deadline still holds).
         """
         entry = self._entries.get(job_id)
         if entry is None:

@@ -153,7 +153,10 @@ class QueueConsumer:
 
     @owned
     async def beat(self, leases: Sequence[Lease]) -> list[Lease]:
-        """Send a heartbeat and keep these leases. Returns those that are lost: other workers have or had the jobs."""
+        """Send a heartbeat and keep these leases. Returns those whose answer nobody wants.
+
+        They are lost (other workers have or had the jobs) or canceled; a canceled one is kept until it is committed.
+        """
         try:
             with unavailable():
                 return await self._beat(leases)
@@ -232,7 +235,7 @@ class QueueConsumer:
             log.warning("did not reap: %s", error)
 
     async def _beat(self, leases: Sequence[Lease]) -> list[Lease]:
-        lost: list[Lease] = []
+        unwanted: list[Lease] = []
         for pool, keys in self._pools.items():
             mine = [lease for lease in leases if lease.job.pool == pool]
             names: list[str] = [keys.workers, keys.worker(self._me), *(keys.queue(lane) for lane in LANES)]
@@ -241,12 +244,12 @@ class QueueConsumer:
             for lease in mine:
                 names += [keys.job(lease.job.id), keys.queue(lease.job.lane)]
                 args += [lease.fence, lease.stream_id]
-            lost += [mine[i - 1] for i in await self._scripts.one(self._redis, "beat", names, *args)]
+            unwanted += [mine[i - 1] for i in await self._scripts.one(self._redis, "beat", names, *args)]
         try:
             await self._redis.sadd(POOLS, *self._pools)
         except OutOfMemoryError:
             log.debug("Redis is full")  # the pools have been named at the start
-        return lost
+        return unwanted
 
     async def _read(self, count: int, block_s: float) -> list[tuple[PoolKeys, int, str, dict[bytes, bytes]]]:
         block_ms = max(1, int(min(block_s, self._max_block_s) * 1000)) if block_s > 0 else None

@@ -16,7 +16,7 @@ from service.queue.jobs import Answer, Lease, PayloadLost
 from service.queue.keys import pool_of
 from service.worker.batcher import pack
 from service.worker.budget import Budget
-from service.worker.model_thread import ModelThread
+from service.worker.model_thread import Abandoned, ModelThread
 from service.worker.runner import DeviceLostError, Failure, Result, Runner
 from service.worker.speed import Speed
 
@@ -59,7 +59,7 @@ class Consumer(Protocol):
         ...
 
     async def beat(self, leases: Sequence[Lease]) -> list[Lease]:
-        """Prolong the leases and the worker's own entry; return the leases that are lost."""
+        """Prolong the leases and the worker's own entry; return the leases that are lost or canceled."""
         ...
 
     async def commit_all(self, pairs: Sequence[tuple[Lease, Answer]]) -> list[bool]:
@@ -120,7 +120,7 @@ class WorkerLoop:
         self._changed = asyncio.Event()
         self._stop = asyncio.Event()
         self._is_registered = False
-        self._is_computing = False
+        self._computing: frozenset[tuple[str, int]] = frozenset()
         self._batch_s = 0.0
         self._pools: list[str] = []
 
@@ -171,7 +171,7 @@ class WorkerLoop:
                 self._waiting[_key(lease)] = _Held(lease, asyncio.create_task(self.consumer.load(lease)))
             if leases:
                 self._changed.set()
-            if self._is_computing and self._waiting:
+            if self._computing and self._waiting:
                 # Nobody is kept waiting by it, and one trip to Redis brings what came meanwhile.
                 await asyncio.sleep(min(LINGER_S, self._batch_s / 4))
         await self.consumer.set_ready(False)
@@ -226,11 +226,15 @@ class WorkerLoop:
         jobs = [lease.job for lease, _ in whole]
         log.debug("batch_begins", pool=jobs[0].pool, items=len(jobs))
         begin = time.perf_counter()
-        self._is_computing = True
+        self._computing = frozenset(_key(lease) for lease, _ in whole)
+        results: Sequence[Result]
         try:
             results = await self.model.run(self.runner.run, jobs[0].pool, jobs, [payload for _, payload in whole])
+        except Abandoned:
+            log.info("batch_abandoned", pool=jobs[0].pool, items=len(jobs))
+            results = [Failure(code="canceled", detail="nobody waits for it")] * len(jobs)  # the commit drops it
         finally:
-            self._is_computing = False
+            self._computing = frozenset()
         seconds = self._batch_s = time.perf_counter() - begin
         tokens = sum(job.cost for job in jobs)
         timings = {"model": round(seconds * 1e3, 3)}
@@ -256,8 +260,12 @@ class WorkerLoop:
             if time.monotonic() - last > min(self.settings.lease_s / 3, REPORT_S):
                 last = time.monotonic()
                 await self._report()
-                # A lost lease needs nothing here: start_jobs leaves it out, commit refuses it.
-                await self.consumer.beat([held.lease for held in self._waiting.values()] + list(self._begun.values()))
+                held = [held.lease for held in self._waiting.values()] + list(self._begun.values())
+                unwanted = {_key(lease) for lease in await self.consumer.beat(held)}
+                # One that waits needs nothing here: start_jobs leaves it out. Of one that is computed commit refuses
+                # the answer; if nobody wants any of the batch, its forward ends at the next layer.
+                if self._computing and self._computing <= unwanted:
+                    self.model.abandon()
             await asyncio.sleep(min(0.5, self.settings.lease_s / 6, self.settings.watchdog_s / 4))
 
     async def _report(self) -> None:

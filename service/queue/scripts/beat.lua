@@ -2,22 +2,24 @@
 -- Say that a worker lives, make sure that the groups exist, keep its jobs.
 -- KEYS: workers, worker, queue of lane 0, of lane 1, then job and queue of each lease.
 -- ARGV: worker, ready, tokens per second of encode and of decode, card, then fence and
--- stream id of each lease. Returns the lost leases (1...).
+-- stream id of each lease. Returns the leases (1...) that are lost or whose jobs are canceled.
 redis.call('ZADD', KEYS[1], ms(now_ms()), ARGV[1])
 redis.call('HSET', KEYS[2], 'ready', ARGV[2], 'encode', ARGV[3], 'decode', ARGV[4], 'card', ARGV[5])
 redis.call('PEXPIRE', KEYS[2], 600000)
 for i = 3, 4 do -- from id 0: what came before the group, or before it was lost, must be seen. An error: it exists
   redis.pcall('XGROUP', 'CREATE', KEYS[i], 'w', '0', 'MKSTREAM')
 end
-local lost = {}
+local unwanted = {}
 for i = 1, (#KEYS - 4) / 2 do
   local job, queue, fence, mid = KEYS[2 * i + 3], KEYS[2 * i + 4], ARGV[2 * i + 4], ARGV[2 * i + 5]
-  local j = redis.call('HMGET', job, 'st', 'f', 'w')
-  if j[1] == 'running' and j[2] == fence and j[3] == ARGV[1] then
+  local j = redis.call('HMGET', job, 'st', 'f', 'w', 'cx')
+  local kept = j[1] == 'running' and j[2] == fence and j[3] == ARGV[1]
+  if kept then -- a canceled one, too: its commit ends it
     -- XCLAIM would also steal from a new owner, so only after the check.
     redis.call('XCLAIM', queue, 'w', ARGV[1], 0, mid, 'JUSTID')
-  else
-    lost[#lost + 1] = i
+  end
+  if not kept or j[4] then
+    unwanted[#unwanted + 1] = i
   end
 end
-return lost
+return unwanted

@@ -181,6 +181,23 @@ async def test_an_answer_that_comes_at_the_deadline_is_taken(queue: Queue) -> No
     assert (await client.wait(job.id)).payload == b"z" * 50_000
 
 
+async def test_a_heartbeat_tells_of_canceled_jobs_and_keeps_them(queue: Queue) -> None:
+    client, first, second = await queue.client(), await queue.worker(), await queue.worker()
+    job, other = queue.job(), queue.job()
+    await client.submit(job, b"x")
+    [lease] = await first.start_jobs([await queue.take(first)])
+    await client.submit(other, b"y")
+    [kept] = await first.start_jobs([await queue.take(first)])
+    await client.cancel(job.id)
+    for _ in range(12):  # more than three leases
+        await asyncio.sleep(queue.lease_s / 3)
+        assert await first.beat([lease, kept]) == [lease]
+        assert await second.fetch(100, 8, block_s=0) == [], "it is nobody else's"
+    assert not await first.commit(lease, done(lease))
+    assert await first.commit(kept, done(kept))
+    assert (await client.wait(other.id)).status == "done"
+
+
 async def test_give_back_counts_no_try_and_goes_to_another_worker(queue: Queue) -> None:
     client, first, second = await queue.client(), await queue.worker(), await queue.worker()
     job = queue.job()

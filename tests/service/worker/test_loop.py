@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -21,7 +22,7 @@ from service.queue.keys import PoolKeys, pool_of
 from service.queue.server import PrivateRedis
 from service.worker.budget import Budget
 from service.worker.loop import EXIT_DEVICE, EXIT_OK, LINGER_S, LoopSettings, WorkerLoop
-from service.worker.model_thread import ModelThread
+from service.worker.model_thread import Abandoned, ModelThread
 from service.worker.runner import DeviceLostError, Result, Runner
 from service.worker.selftest import pattern
 from service.worker.speed import Speed
@@ -38,6 +39,7 @@ class HeldRunner(Runner):
         self.go = threading.Event()
         self.go.set()
         self.batches: list[list[str]] = []
+        self.ended: list[tuple[str, type[BaseException] | None]] = []
         self.fault: Exception | None = None
 
     def run(self, pool: str, jobs: Sequence[Job], payloads: Sequence[bytes]) -> list[Result]:
@@ -45,7 +47,10 @@ class HeldRunner(Runner):
         assert self.go.wait(20)
         if self.fault is not None:
             raise self.fault
-        return super().run(pool, jobs, payloads)
+        try:
+            return super().run(pool, jobs, payloads)
+        finally:
+            self.ended.append((jobs[0].id, sys.exc_info()[0]))
 
 
 class Rig:
@@ -196,6 +201,41 @@ async def test_canceled_and_expired_jobs_never_reach_the_model(redis: PrivateRed
 async def is_empty(rig: Rig) -> bool:
     stats = (await rig.client.stats())[rig.pool]
     return stats.tokens == stats.items == stats.bytes == 0
+
+
+async def test_a_forward_that_nobody_waits_for_ends_at_the_next_layer(
+    redis: PrivateRedis, continuous: Tokenizer
+) -> None:
+    async with rig_at(redis, continuous) as rig:
+        rig.runner.go.clear()
+        await rig.submit("left")
+        await until(lambda: rig.runner.batches)
+        await rig.submit("next")
+        await rig.client.cancel("left")
+        await until(lambda: rig.model._is_abandoned)
+        rig.runner.go.set()
+        assert [answer.status for answer in await rig.answers(["next"])] == ["done"]
+        assert rig.runner.ended == [("left", Abandoned), ("next", None)]
+        await until(lambda: is_empty(rig))
+
+
+async def test_a_forward_that_one_still_waits_for_goes_on(redis: PrivateRedis, continuous: Tokenizer) -> None:
+    async with rig_at(redis, continuous) as rig:
+        rig.runner.go.clear()
+        await rig.submit("first")
+        await until(lambda: rig.runner.batches)
+        for name in ("left", "stays"):
+            await rig.submit(name)
+        await until(lambda: len(rig.loop._waiting) == 2)
+        first, rig.runner.go = rig.runner.go, threading.Event()
+        first.set()
+        await until(lambda: rig.runner.batches == [["first"], ["left", "stays"]])
+        await rig.client.cancel("left")
+        await asyncio.sleep(LEASE_S)  # three heartbeats
+        rig.runner.go.set()
+        assert [answer.status for answer in await rig.answers(["stays"])] == ["done"]
+        assert rig.runner.ended[1] == ("left", None)
+        await until(lambda: is_empty(rig))
 
 
 async def test_jobs_of_a_dead_worker_run_alone(redis: PrivateRedis, continuous: Tokenizer) -> None:
