@@ -49,7 +49,9 @@ def unavailable() -> Iterator[None]:
     try:
         yield
     except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
-        raise QueueUnavailable(f"the queue's Redis does not answer ({type(error).__name__})") from error
+        # redis-py names the address, never the password.
+        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        raise QueueUnavailable(f"the queue's Redis does not answer: {reason}") from error
     except exceptions.ResponseError as error:
         if str(error).startswith(_NOT_NOW) or isinstance(error, exceptions.ReadOnlyError | exceptions.ClusterDownError):
             raise QueueUnavailable(f"the queue's Redis takes no commands now: {error}") from error
