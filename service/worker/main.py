@@ -22,6 +22,7 @@ from model.errors import ModelError
 from model.splat_decoder import SplatDecoder
 from service import event_loop
 from service.queue.consumer import QueueConsumer
+from service.queue.estimate import effort_of
 from service.queue.jobs import QueueUnavailable
 from service.queue.keys import pool_of
 from service.settings import Settings
@@ -70,8 +71,9 @@ def run(settings: Settings, *, parent: int | None = None) -> int:
         speed = Speed(large_tokens=budget.full // 4)
         for pool, tokenizer in tokenizers.items():
             measured = run_selftest(tokenizer, timed_tokens=speed.large_tokens)
-            speed.add(pool, "encode", measured.tokens, measured.encode_s)
-            speed.add(pool, "decode", measured.tokens, measured.decode_s)
+            effort = effort_of(measured.tokens, tokenizer.config.encoder.attention_tokens)
+            speed.add(pool, "encode", effort, measured.encode_s)
+            speed.add(pool, "decode", effort, measured.decode_s)
     except (ModelError, SelfTestError) as error:
         log.error("worker_cannot_start", detail=str(error))
         return EXIT_START
