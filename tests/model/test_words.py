@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.errors import UnsupportedError, WeightsError
+from model.errors import RangeError, UnsupportedError, WeightsError
 from model.words import WordTable
 
 
@@ -21,8 +21,10 @@ def test_a_text_is_the_mean_of_its_words_whatever_their_case_and_what_stands_bet
 
 
 def test_a_text_without_a_known_word_is_refused_by_name() -> None:
-    with pytest.raises(UnsupportedError, match="'the of': no word"):
+    with pytest.raises(RangeError, match="'the of': no word"):
         table().embed(["bird", "the of"])
+    with pytest.raises(RangeError, match=r"^'(xyz ){12}xy'\.\.\.: no word"):
+        table().embed(["xyz " * 200])
 
 
 def test_a_table_comes_back_from_its_file_within_half_a_step(tmp_path: Path) -> None:
