@@ -38,8 +38,8 @@ class Tokenizer:
     """A loaded model.
 
     net: the network, on its device and in its dtype; name: what tokens are signed with; revision: hash of its
-    weights; pass_tokens: tokens of one pass, which bounds memory; batch_invariant: as in load; words: texts to the space
-    of its embeddings, None for a model without a text side.
+    weights; pass_tokens: tokens of one pass, which bounds memory; batch_invariant: as in load; words: texts to the
+    space of its embeddings, None for a model without a text side.
     """
 
     def __init__(

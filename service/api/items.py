@@ -18,7 +18,7 @@ from starlette.requests import Request
 from media import wire
 from media.errors import MediaError
 from media.sniff import Probe, probe, token_cost
-from media.types import Asset, Image, Kind, UInt8Array, Video
+from media.types import Asset, Image, Kind, Text, UInt8Array, Video
 from service.api import children
 from service.api.core import Service
 from service.api.models import Card
@@ -35,6 +35,8 @@ GRACE_S = 0.5
 """How much longer than the deadline we wait: the queue's own word on an expired job says more than ours."""
 
 WITHDRAW_S = 2.0
+TEXT_COST = 1
+"""Tokens that a text counts as in the queue; it has none, but nothing is free."""
 LOOK_BYTES = 128 * 1024
 """Headers of files with so many bytes together are read in the event loop: more could hold it up."""
 THREAD_BYTES = 1024 * 1024
@@ -46,7 +48,7 @@ class Done:
     """One item's result. cost: its tokens. pixels: the input uint8 [T, H, W, 3], where the answer needs it again."""
 
     id: str
-    kind: Kind
+    kind: Kind | Literal["text"]
     cost: int
     arrays: dict[str, npt.NDArray[Any]]
     meta: dict[str, Any]
@@ -62,6 +64,12 @@ class Bad:
 
 
 Outcome: TypeAlias = Done | Bad
+
+Found: TypeAlias = Probe | Text | Problem
+"""What an upload is before anything of it is decoded, or why it cannot be used."""
+
+Content: TypeAlias = Image | Video | Asset | Text
+"""What goes to a worker."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,13 +110,15 @@ class Ticket:
         )
 
 
-async def probe_all(service: Service, record: Record, uploads: Sequence[Upload]) -> list[Probe | Problem]:
+async def probe_all(service: Service, record: Record, uploads: Sequence[Upload]) -> list[Found]:
     """Read the headers of all uploads: kind and size, before any decoder runs."""
     limits = service.settings.media
 
-    def look(upload: Upload) -> Probe | Problem:
+    def look(upload: Upload) -> Found:
         if upload.problem is not None:
             return upload.problem
+        if upload.text is not None:
+            return Text(text=upload.text)
         try:
             return probe(upload.data, limits, declared=upload.declared)
         except MediaError as error:
@@ -124,12 +134,12 @@ async def encode_all(
     ticket: Ticket,
     card: Card,
     uploads: Sequence[Upload],
-    probes: Sequence[Probe | Problem],
+    probes: Sequence[Found],
     *,
     keep_pixels: bool = False,
     up: Literal["y", "z"] | None = None,
 ) -> list[Outcome]:
-    """Send pictures, clips and 3D assets through an encode or embed job each.
+    """Send pictures, clips, 3D assets and texts through an encode or embed job each.
 
     keep_pixels: what a reconstruction is compared with is wanted. up: axis of mesh files that is up, None by format.
     Raises Problem too_many_tokens, the first item's problem when the ticket says `fail`, or what the queue refuses.
@@ -138,9 +148,11 @@ async def encode_all(
     costs: list[int | Problem | None] = [_cost_of_probe(ticket, card, found, fit) for found in probes]
     await admit(ticket, [(card.pool, cost) for cost in costs if isinstance(cost, int)])
 
-    async def decode(upload: Upload, cost: int | Problem | None) -> tuple[Image | Video | Asset, int]:
+    async def decode(upload: Upload, cost: int | Problem | None) -> tuple[Content, int]:
         if isinstance(cost, Problem):
             raise cost
+        if upload.text is not None:
+            return Text(text=upload.text), TEXT_COST
         item = await children.read(ticket.service, ticket.record, upload, up=up, with_pictures=keep_pixels)
         # Headers lie; what counts is what came out.
         known, cost = cost, _cost_of_item(item, fit)
@@ -149,11 +161,11 @@ async def encode_all(
             await admit(ticket, [(card.pool, cost)])
         return item, cost
 
-    async def send(upload: Upload, item: Image | Video | Asset, cost: int) -> Done:
+    async def send(upload: Upload, item: Content, cost: int) -> Done:
         arrays, meta = await asyncio.to_thread(_wire_form, item) if isinstance(item, Asset) else _wire_form(item)
         payload = await _dump(arrays, meta, sum(array.nbytes for array in arrays.values()))
         answers, answered = await run_job(ticket, card, cost, payload)
-        kind: Kind = "voxels" if isinstance(item, Asset) else item.kind
+        kind = "voxels" if isinstance(item, Asset) else item.kind
         kept = arrays.get("pixels") if keep_pixels else None
         return Done(id=upload.id, kind=kind, cost=cost, arrays=answers, meta=answered, pixels=kept)
 
@@ -271,12 +283,12 @@ async def admit(ticket: Ticket, items: Sequence[tuple[str, int]]) -> None:
         await ticket.service.load.check(pool, of_pool, timeout_s=deadline.timeout_s, deadline=deadline.at)
 
 
-def _cost_of_probe(
-    ticket: Ticket, card: Card, found: Probe | Problem, fit: Literal["pad", "crop"]
-) -> int | Problem | None:
+def _cost_of_probe(ticket: Ticket, card: Card, found: Found, fit: Literal["pad", "crop"]) -> int | Problem | None:
     """Return the tokens of an item as its header promises, None if it does not say, or why it is refused."""
     if isinstance(found, Problem):
         return found
+    if isinstance(found, Text):
+        return TEXT_COST
     try:
         check_kind(card, found.kind)
         if found.kind == "voxels" or (found.kind == "video" and found.frames is None):
@@ -296,8 +308,10 @@ def _cost_of_item(item: Image | Video | Asset, fit: Literal["pad", "crop"]) -> i
     return token_cost(item.kind, frames, height, width, fit)
 
 
-def _wire_form(item: Image | Video | Asset) -> tuple[dict[str, npt.NDArray[Any]], dict[str, wire.JSON]]:
+def _wire_form(item: Content) -> tuple[dict[str, npt.NDArray[Any]], dict[str, wire.JSON]]:
     """What goes to the worker: arrays and the rest."""
+    if isinstance(item, Text):
+        return {}, {"kind": "text", "text": item.text}
     if not isinstance(item, Asset):
         pixels = item.pixels[np.newaxis] if isinstance(item, Image) else item.frames
         fps = item.fps if isinstance(item, Video) else None

@@ -1,8 +1,10 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from model import Tokenizer
 from model.errors import RangeError, UnsupportedError, WeightsError
 from model.words import WordTable
 
@@ -44,3 +46,16 @@ def test_files_that_are_no_table_are_named(tmp_path: Path) -> None:
         WordTable.load(str(path))
     with pytest.raises(UnsupportedError, match="no bundled table"):
         WordTable.load(str(tmp_path / "missing"))
+
+
+def test_the_bundled_models_share_the_words_and_other_weights_have_none(continuous: Tokenizer) -> None:
+    texts = ["a bird", "a castle"]
+    expected = WordTable.load().embed(texts).numpy()
+    for name in ("tiny-continuous", "tiny-discrete"):
+        bundled = Tokenizer.load(name, device="cpu")
+        assert bundled.card()["text"]
+        assert np.array_equal(bundled.embed_texts(texts), expected)
+        assert bundled.embed_texts([]).shape == (0, 144)
+    assert not continuous.card()["text"]
+    with pytest.raises(UnsupportedError, match="no text side"):
+        continuous.embed_texts(texts)
