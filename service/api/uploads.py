@@ -198,9 +198,9 @@ def _text_upload(name: str, given: object, settings: Settings) -> Upload:
     text = given.strip() if isinstance(given, str) else ""
     if 1 <= len(text) <= limit:
         return Upload(id=name, text=text)
-    what = f"the text {shown(text)} has {len(text)} characters" if isinstance(given, str) else f"it is {type_of(given)}"
-    detail = f"{what}; a text has 1 to {limit} characters, space around it not counted"
     actual = len(text) if isinstance(given, str) else None
+    what = f"given is {type_of(given)}" if actual is None else f"the text {shown(text)} has {actual} characters"
+    detail = f"{what}; a text has 1 to {limit} characters, space around it not counted"
     return Upload(id=name, text="", problem=Problem("invalid_parameter", detail, limit=limit, actual=actual))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 from typing import Any
@@ -11,6 +12,9 @@ import numpy as np
 import pytest
 
 from service.api.answers import BadItem, EmbeddedText, EncodeAnswer
+from service.api.models import ModelDirectory
+from service.api.schemas import EmbedBody
+from service.errors import Problem
 from tests.service.api.block_worker import CONTINUOUS, DISCRETE, BlockWorker, embed_text
 from tests.service.api.conftest import array_of, blocks, png, problem
 from tests.service.api.rig import Api
@@ -79,9 +83,9 @@ BAD = [
     ("", "'' has 0 characters"),
     (" \n\t ", "has 0 characters"),
     ("bird" * 251, "'birdbirdbirdbirdbirdbirdbirdbirdbirdbirdbirdbirdbi'... has 1004 characters"),
-    (7, "it is a number"),
-    (True, "it is true or false"),
-    ({"a": "bird"}, "it is an object"),
+    (7, "given is a number"),
+    (True, "given is true or false"),
+    ({"a": "bird"}, "given is an object"),
 ]
 
 
@@ -202,3 +206,27 @@ def test_metrics_count_texts(client: httpx.Client) -> None:
     before = count()
     client.post("/embed", json={"text": ["a bird", "a cat"]})
     assert count() == before + 2
+
+
+def test_without_any_text_side_the_bundled_models_are_named(api: Api) -> None:
+    class Source:
+        async def models(self) -> list[dict[str, Any]]:
+            return [CONTINUOUS]
+
+    directory = ModelDirectory(Source(), api.settings)
+    with pytest.raises(Problem, match="unsupported_output: no model here takes text; the bundled models do"):
+        asyncio.run(directory.for_outputs(None, ["embedding"], text=True))
+
+
+def test_the_documents_say_how_texts_are_sent(client: httpx.Client) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    content = paths["/v1/embed"]["post"]["requestBody"]["content"]
+    form_schema = content["multipart/form-data"]["schema"]
+    assert form_schema["properties"]["text"]["items"] == {"type": "string"}
+    assert "required" not in form_schema
+    for example in content["application/json"]["examples"].values():
+        EmbedBody.model_validate(example["value"])
+    encode = paths["/v1/encode"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert "text" not in encode["properties"]
+    assert encode["required"] == ["file"]
+    assert "-F text=&#x27;a bird&#x27;" in client.get("/docs").text
