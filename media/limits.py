@@ -54,6 +54,8 @@ class Limits:
     """Posed pictures of one asset."""
     view_side: int = 2048
     """Side of a posed picture or of its depth map, in pixels."""
+    text_characters: int = 1000
+    """Length of a text, without space around it."""
     decode_bytes: int = 512 * MIB
     """uint8 pixels that one item may decode to, be it from a file or from tokens."""
     child_cpu_s: float = 20.0
@@ -98,6 +100,7 @@ class Limits:
             window_tokens=huge,
             item_tokens=huge,
             request_tokens=huge,
+            text_characters=huge,
             decode_bytes=64 * GIB,
             child_cpu_s=3600.0,
             child_wall_s=3600.0,

@@ -125,7 +125,17 @@ class Asset:
     pictures: PosedPictures | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """Words to look for items by: they have a place among the embeddings, but no tokens. text: not empty."""
+
+    text: str
+
+    kind: Literal["text"] = field(default="text", init=False)
+
+
 Item: TypeAlias = Image | Video | Voxels
+"""What has tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ from model.network import ATokenNet
 from model.packed import PackedTokens, Span, chunk_spans, pack, plan_windows
 from model.patchify import coords_of, layout_of, leading_patches, pixel_layout, raster_coords, to_uint8, unpatchify
 from model.pooling import PoolState
+from model.words import WordTable
 
 BUNDLED = Path(__file__).parent / "bundled"
 OUTPUTS = ("latents", "codes", "embedding", "features")
@@ -37,7 +38,8 @@ class Tokenizer:
     """A loaded model.
 
     net: the network, on its device and in its dtype; name: what tokens are signed with; revision: hash of its
-    weights; pass_tokens: tokens of one pass, which bounds memory; batch_invariant: as in load.
+    weights; pass_tokens: tokens of one pass, which bounds memory; batch_invariant: as in load; words: texts to the
+    space of its embeddings, None for a model without a text side.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Tokenizer:
         revision: str,
         pass_tokens: int | None = None,
         batch_invariant: bool = False,
+        words: WordTable | None = None,
     ) -> None:
         self.net = net.eval()
         self.batch_invariant = batch_invariant
@@ -56,6 +59,7 @@ class Tokenizer:
         self.config: ModelConfig = net.config
         self.name = name
         self.revision = revision
+        self.words = words
         parameter = next(net.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         self.pass_tokens = pass_tokens or PASS_TOKENS.get(self.device.type, PASS_TOKENS["cuda"])
@@ -99,6 +103,8 @@ class Tokenizer:
             revision=weights.revision_of(path, config),
             pass_tokens=pass_tokens,
             batch_invariant=batch_invariant,
+            # The bundled models have one space of embeddings, which other weights do not share.
+            words=WordTable.load() if path.parent == BUNDLED else None,
         )
 
     @property
@@ -120,6 +126,7 @@ class Tokenizer:
             "embedding_dim": self.config.encoder.width,
             "attention_tokens": self.config.encoder.attention_tokens,
             "window": self.config.window,
+            "text": self.words is not None,
             "parameters": sum(parameter.numel() for parameter in self.net.parameters()),
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -177,6 +184,18 @@ class Tokenizer:
         return np.stack(
             [tokens.embedding for tokens in self.encode(items, {"embedding"}) if tokens.embedding is not None]
         )
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Embeddings of texts beside those of pictures: float32 [B, C], unit length; [0, C] for no texts.
+
+        Raises UnsupportedError of a model without a text side, RangeError for a text without a known word.
+        """
+        if self.words is None:
+            raise UnsupportedError(f"{self.name!r} has no text side; the bundled models have one")
+        if not texts:
+            return np.zeros((0, self.config.encoder.width), np.float32)
+        embeddings: np.ndarray[Any, np.dtype[np.float32]] = self.words.embed(texts).numpy()
+        return embeddings
 
     def encode_video(
         self,

@@ -16,13 +16,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.errors import UnsupportedError, WeightsError
+from model.errors import RangeError, UnsupportedError, WeightsError
 
 BUNDLED = Path(__file__).parent / "bundled" / "words"
 EMPTY_WORDS = frozenset(
     ("a", "an", "the", "this", "that", "it", "its", "is", "are", "and", "or", "photo", "picture", "image")
 ) | frozenset(("of", "in", "on", "at", "to", "with", "by", "from", "for"))
 """What says nothing of a picture."""
+SHOWN = 50
+"""Characters of a text that a refusal repeats."""
 
 
 class WordTable:
@@ -72,11 +74,12 @@ class WordTable:
         return rows
 
     def embed(self, texts: Sequence[str]) -> Tensor:
-        """Texts to embeddings [B, C] of length 1. Raises UnsupportedError for a text without a known word."""
+        """Texts to embeddings [B, C] of length 1. Raises RangeError for a text without a known word."""
         parts = []
         for text in texts:
             rows = self.known(text)
             if not rows:
-                raise UnsupportedError(f"{text!r}: no word of it is known; wanted plain English words")
+                shown = f"{text[:SHOWN]!r}{'...' if len(text) > SHOWN else ''}"
+                raise RangeError(f"{shown}: no word of it is known; wanted plain English words for what can be seen")
             parts.append(self.vectors[rows].mean(0) + self.mean)
         return F.normalize(torch.stack(parts), dim=1)

@@ -101,6 +101,19 @@ class EncodedItem(BaseModel):
     reconstruction: Reconstruction | None = None
 
 
+class EmbeddedText(BaseModel):
+    """One text of the answer of /embed. It has no tokens, and counts as one in `usage`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str
+    status: Literal["ok"]
+    kind: Literal["text"]
+    notes: list[str]
+    revision: str | None = Field(description="Of the model.")
+    embedding: TensorOrList
+
+
 class DecodedItem(BaseModel):
     """One item of the answer of /decode. pixels: uint8 [H, W, 3], of a clip [T, H, W, 3]."""
 
@@ -128,7 +141,7 @@ class _Answer(BaseModel):
 class EncodeAnswer(_Answer):
     """JSON answer of /encode and /embed; items in the order of the request."""
 
-    items: list[EncodedItem | BadItem]
+    items: list[EncodedItem | EmbeddedText | BadItem]
 
 
 class DecodeAnswer(_Answer):

@@ -19,6 +19,16 @@ REF = "#/components/schemas/{model}"
 MODELS: tuple[type[BaseModel], ...] = (EncodeBody, EmbedBody, DecodeBody, EncodeAnswer, DecodeAnswer, ProblemDocument)
 BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 
+TEXT: dict[str, Any] = {
+    "type": "array",
+    "items": {"type": "string"},
+    "description": "Plain English words; answered after the files. `text_characters` of /v1/limits bounds each.",
+}
+EMBED_EXAMPLES: dict[str, Any] = {
+    "texts": {"value": {"text": ["a bird", "a castle"], "floats": True}},
+    "a text beside a picture": {"value": {"items": [{"id": "query", "text": "a bird"}, {"data": "<base64>"}]}},
+}
+
 ANY = "application/octet-stream"
 TIMEOUT: dict[str, Any] = {
     "name": "Request-Timeout",
@@ -44,8 +54,15 @@ def encode_operation(options: type[BaseModel], body: type[BaseModel]) -> dict[st
 
 
 def embed_operation(options: type[BaseModel], body: type[BaseModel]) -> dict[str, Any]:
-    """Describe an operation that takes pictures, clips and 3D assets, and gives tensors only."""
-    return _operation(options, body, EncodeAnswer, [*PICTURES, *CLIPS, *ASSETS, ANY], TENSORS)
+    """Describe an operation that takes pictures, clips, 3D assets and texts, and gives tensors only."""
+    result = f"{RESULT} A token file has no room for texts."
+    operation = _operation(options, body, EncodeAnswer, [*PICTURES, *CLIPS, *ASSETS, ANY], TENSORS, result)
+    content = operation["requestBody"]["content"]
+    form = content["multipart/form-data"]["schema"]
+    form["properties"] = {**form["properties"], "text": TEXT}
+    del form["required"]  # a form of texts alone is one, too
+    content[types.JSON]["examples"] = EMBED_EXAMPLES
+    return operation
 
 
 def decode_operation(options: type[BaseModel], body: type[BaseModel]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from media.sniff import Probe
-from media.types import UInt8Array
+from media.types import Text, UInt8Array
 from service.api import children, render, splats
 from service.api import negotiation as types
 from service.api.core import Service, service_of
@@ -19,6 +19,7 @@ from service.api.items import (
     THREAD_BYTES,
     Deadline,
     Done,
+    Found,
     Outcome,
     Ticket,
     check_kind,
@@ -33,6 +34,8 @@ from service.api.uploads import Upload
 from service.errors import Problem
 
 PIXELS = "a reconstruction is pixels, which a token file, npy and npz do not hold; leave it out of `outputs` for those"
+
+TEXTS = "a text has no tokens for a token file"
 
 
 async def answer_media(
@@ -50,11 +53,12 @@ async def answer_media(
     service, record = service_of(request), record_of(request.scope)
     record.items, record.model, record.revision = len(uploads), card.name, card.revision
     probes = await probe_all(service, record, uploads)
-    if len(probes) == 1:
-        if isinstance(probes[0], Problem):
-            raise probes[0]
-        check_kind(card, probes[0].kind)
-        if probes[0].kind == "voxels" and "reconstruction" in outputs and not card.gaussian_decoder:
+    single = probes[0] if len(probes) == 1 else None
+    if isinstance(single, Problem):
+        raise single
+    if isinstance(single, Probe):
+        check_kind(card, single.kind)
+        if single.kind == "voxels" and "reconstruction" in outputs and not card.gaussian_decoder:
             raise Problem(
                 "unsupported_output",
                 f"`{card.name}` has no Gaussian decoder here: a reconstruction of 3D needs one",
@@ -63,7 +67,7 @@ async def answer_media(
         request.headers.get("accept"),
         offers(outputs, probes),
         result=f"{', '.join(outputs)} of {_count(len(uploads))}",
-        why=PIXELS if "reconstruction" in outputs else "",
+        why=PIXELS if "reconstruction" in outputs else TEXTS if _has_text(probes) else "",
     )
     ticket = Ticket(
         service=service,
@@ -85,17 +89,17 @@ async def answer_media(
     return Response(await ticket.race(request, work()), media_type=media_type)
 
 
-def offers(outputs: Sequence[str], probes: Sequence[Probe | Problem]) -> list[str]:
+def offers(outputs: Sequence[str], probes: Sequence[Found]) -> list[str]:
     """Return the formats that these outputs of these items can be given as, the default first."""
     arrays = [name for name in outputs if name != "reconstruction"]
     single = probes[0] if len(probes) == 1 else None
     if "reconstruction" in outputs:
-        if arrays or single is None or isinstance(single, Problem):
+        if arrays or not isinstance(single, Probe):
             return [types.JSON]
         if single.kind == "voxels":
             return [types.JSON, types.PLY]
         return [types.JSON, *children.file_types(single.kind, single.frames or 0)]
-    found = [types.JSON, types.SAFETENSORS]
+    found = [types.JSON] if _has_text(probes) else [types.JSON, types.SAFETENSORS]
     if len(arrays) == 1 and (single is not None or arrays == ["embedding"]):
         found.append(types.NPY)
     if single is not None or arrays == ["embedding"]:
@@ -169,6 +173,10 @@ def _reconstruction(outcome: Outcome) -> tuple[str, UInt8Array, float | None] | 
     if isinstance(outcome, Done) and "reconstruction.pixels" in outcome.arrays:
         return outcome.kind, outcome.arrays["reconstruction.pixels"], outcome.meta["layout"].get("fps")
     return None
+
+
+def _has_text(probes: Sequence[Found]) -> bool:
+    return any(isinstance(found, Text) for found in probes)
 
 
 def _count(count: int) -> str:

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from media import wire
 from media.errors import MediaError
 from media.sniff import PATCH_SIDE, Probe, probe, token_cost
-from media.types import Asset, Image, Kind, UInt8Array, Video
+from media.types import Asset, Image, Kind, Text, UInt8Array, Video
 from service.api import children
 from service.api.core import Service
 from service.api.models import Card
@@ -46,7 +46,7 @@ class Done:
     """One item's result. cost: its tokens. pixels: the input uint8 [T, H, W, 3], where the answer needs it again."""
 
     id: str
-    kind: Kind
+    kind: Kind | Literal["text"]
     cost: int
     arrays: dict[str, npt.NDArray[Any]]
     meta: dict[str, Any]
@@ -63,12 +63,22 @@ class Bad:
 
 Outcome: TypeAlias = Done | Bad
 
+Found: TypeAlias = Probe | Text | Problem
+"""What an upload is before anything of it is decoded, or why it cannot be used."""
+
+Content: TypeAlias = Image | Video | Asset | Text
+"""What goes to a worker."""
+
 
 class Cost(NamedTuple):
     """Size of an item. steps: latent frames of a clip; 1 or 0 of anything else."""
 
     tokens: int
     steps: int = 1
+
+
+TEXT_COST = Cost(tokens=1)
+"""Of a text in the queue; it has no tokens, but nothing is free."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,13 +119,15 @@ class Ticket:
         )
 
 
-async def probe_all(service: Service, record: Record, uploads: Sequence[Upload]) -> list[Probe | Problem]:
+async def probe_all(service: Service, record: Record, uploads: Sequence[Upload]) -> list[Found]:
     """Read the headers of all uploads: kind and size, before any decoder runs."""
     limits = service.settings.media
 
-    def look(upload: Upload) -> Probe | Problem:
+    def look(upload: Upload) -> Found:
         if upload.problem is not None:
             return upload.problem
+        if upload.text is not None:
+            return Text(text=upload.text)
         try:
             return probe(upload.data, limits, declared=upload.declared)
         except MediaError as error:
@@ -131,12 +143,12 @@ async def encode_all(
     ticket: Ticket,
     card: Card,
     uploads: Sequence[Upload],
-    probes: Sequence[Probe | Problem],
+    probes: Sequence[Found],
     *,
     keep_pixels: bool = False,
     up: Literal["y", "z"] | None = None,
 ) -> list[Outcome]:
-    """Send pictures, clips and 3D assets through an encode or embed job each.
+    """Send pictures, clips, 3D assets and texts through an encode or embed job each.
 
     keep_pixels: what a reconstruction is compared with is wanted. up: axis of mesh files that is up, None by format.
     Raises Problem too_many_tokens, the first item's problem when the ticket says `fail`, or what the queue refuses.
@@ -145,9 +157,11 @@ async def encode_all(
     costs: list[Cost | Problem | None] = [_cost_of_probe(ticket, card, found, fit) for found in probes]
     await admit(ticket, [(card, cost) for cost in costs if isinstance(cost, Cost)])
 
-    async def decode(upload: Upload, cost: Cost | Problem | None) -> tuple[Image | Video | Asset, Cost]:
+    async def decode(upload: Upload, cost: Cost | Problem | None) -> tuple[Content, Cost]:
         if isinstance(cost, Problem):
             raise cost
+        if upload.text is not None:
+            return Text(text=upload.text), TEXT_COST
         item = await children.read(ticket.service, ticket.record, upload, up=up, with_pictures=keep_pixels)
         # Headers lie; what counts is what came out.
         known, cost = cost, _cost_of_item(item, fit)
@@ -156,11 +170,11 @@ async def encode_all(
             await admit(ticket, [(card, cost)])
         return item, cost
 
-    async def send(upload: Upload, item: Image | Video | Asset, cost: Cost) -> Done:
+    async def send(upload: Upload, item: Content, cost: Cost) -> Done:
         arrays, meta = await asyncio.to_thread(_wire_form, item) if isinstance(item, Asset) else _wire_form(item)
         payload = await _dump(arrays, meta, sum(array.nbytes for array in arrays.values()))
         answers, answered = await run_job(ticket, card, cost, payload)
-        kind: Kind = "voxels" if isinstance(item, Asset) else item.kind
+        kind = "voxels" if isinstance(item, Asset) else item.kind
         kept = arrays.get("pixels") if keep_pixels else None
         return Done(id=upload.id, kind=kind, cost=cost.tokens, arrays=answers, meta=answered, pixels=kept)
 
@@ -281,12 +295,12 @@ async def admit(ticket: Ticket, items: Sequence[tuple[Card, Cost]]) -> None:
         await ticket.service.load.check(pool, works, tokens, timeout_s=deadline.timeout_s, deadline=deadline.at)
 
 
-def _cost_of_probe(
-    ticket: Ticket, card: Card, found: Probe | Problem, fit: Literal["pad", "crop"]
-) -> Cost | Problem | None:
+def _cost_of_probe(ticket: Ticket, card: Card, found: Found, fit: Literal["pad", "crop"]) -> Cost | Problem | None:
     """Return the size of an item as its header promises, None if it does not say, or why it is refused."""
     if isinstance(found, Problem):
         return found
+    if isinstance(found, Text):
+        return TEXT_COST
     try:
         check_kind(card, found.kind)
         if found.kind == "voxels" or (found.kind == "video" and found.frames is None):
@@ -310,8 +324,10 @@ def _cost_of_pixels(kind: Kind, frames: int, height: int, width: int, fit: Liter
     return Cost(token_cost(kind, frames, height, width, fit), token_cost(kind, frames, PATCH_SIDE, PATCH_SIDE, fit))
 
 
-def _wire_form(item: Image | Video | Asset) -> tuple[dict[str, npt.NDArray[Any]], dict[str, wire.JSON]]:
+def _wire_form(item: Content) -> tuple[dict[str, npt.NDArray[Any]], dict[str, wire.JSON]]:
     """What goes to the worker: arrays and the rest."""
+    if isinstance(item, Text):
+        return {}, {"kind": "text", "text": item.text}
     if not isinstance(item, Asset):
         pixels = item.pixels[np.newaxis] if isinstance(item, Image) else item.frames
         fps = item.fps if isinstance(item, Video) else None

@@ -30,6 +30,8 @@ class Card(BaseModel):
     codebooks: int = 0
     codebook_size: int = 4096
     embedding_dim: int = 0
+    text: bool = False
+    """Whether it embeds texts, too."""
     max_item_tokens: int | None = None
     attention_tokens: int | None = None
     window: int | None = None
@@ -84,17 +86,20 @@ class ModelDirectory:
             raise _no_worker(f"no live worker has the model `{name[:100]}`")
         raise Problem("model_not_found", f"there is no model `{name[:100]}`; {_list_names(cards)}")
 
-    async def for_outputs(self, name: str | None, outputs: Sequence[str]) -> Card:
-        """Return the named model, or the first that offers all outputs.
+    async def for_outputs(self, name: str | None, outputs: Sequence[str], *, text: bool = False) -> Card:
+        """Return the named model, or the first that offers all outputs; text: and that takes texts.
 
         Raises Problem unsupported_output (which model offers what), model_not_found or no_worker, QueueUnavailable.
         """
         candidates = [await self.named(name)] if name is not None else await self.cards()
         if not candidates:
             raise _no_worker("no live worker has a model")
-        for card in candidates:
-            if set(outputs) <= set(card.outputs):
+        able = [card for card in candidates if set(outputs) <= set(card.outputs)]
+        for card in able:
+            if card.text or not text:
                 return card
+        if able:
+            raise _no_text(name, await self.cards())
         everything = await self.cards()
         who = f"`{name}` does not offer" if name is not None else "no model offers"
         offers = "; ".join(f"`{card.name}` offers {', '.join(card.outputs)}" for card in everything)
@@ -107,6 +112,12 @@ class ModelDirectory:
 
 def _list_names(cards: Iterable[Card]) -> str:
     return f"there are {', '.join(f'`{card.name}`' for card in cards)}"
+
+
+def _no_text(name: str | None, cards: Sequence[Card]) -> Problem:
+    who = f"`{name}` takes no text" if name is not None else "no model here takes text"
+    others = ", ".join(f"`{card.name}`" for card in cards if card.text)
+    return Problem("unsupported_output", f"{who}; {f'text goes to {others}' if others else 'the bundled models do'}")
 
 
 def _no_worker(detail: str) -> Problem:

@@ -18,7 +18,11 @@ curl -H 'Accept: application/vnd.safetensors' -F file=@photo.jpg {base}/v1/encod
 curl --data-binary @photo.tokens {base}/v1/decode -o photo.png
 
 # several files, an embedding each
-curl -F file=@a.png -F file=@clip.mp4 {base}/v1/embed"""
+curl -F file=@a.png -F file=@clip.mp4 {base}/v1/embed
+
+# words, in the same space: the cosine with a picture's embedding says how well they fit it
+curl -F file=@a.png -F text='a bird' -F text='a castle' {base}/v1/embed
+curl -H 'Content-Type: application/json' -d '{{"text": ["a bird", "a castle"]}}' {base}/v1/embed"""
 
 
 def docs_page(document: dict[str, Any], base: str) -> str:

@@ -64,10 +64,10 @@ def encoded_json(
             "status": "ok",
             "kind": outcome.kind,
             "notes": outcome.meta.get("notes") or [],
-            "layout": outcome.meta["layout"],
-            "tokens": outcome.cost,
-            "revision": record.revision,
         }
+        if outcome.kind != "text":  # which has no tokens
+            entry |= {"layout": outcome.meta["layout"], "tokens": outcome.cost}
+        entry["revision"] = record.revision
         shown = [name for name in outputs if name != "reconstruction"]
         if any(name in PER_TOKEN for name in shown):
             shown.append("coords")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SkipValidation, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from service.errors import Problem
@@ -116,7 +116,7 @@ class DecodeOptions(Options):
 
 
 class MediaItem(BaseModel):
-    """One picture or clip in a JSON body."""
+    """One picture or clip in a JSON body of /encode."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -140,8 +140,40 @@ class EncodeBody(EncodeOptions, _MediaBody):
     """JSON body of /encode."""
 
 
-class EmbedBody(EmbedOptions, _MediaBody):
+# Not checked here: a text that cannot be used is a problem of its item alone, as with base64.
+GivenText = SkipValidation[str]
+GivenTexts = SkipValidation[str | list[str]]
+
+
+class EmbedItem(BaseModel):
+    """One picture or clip, or one text, in a JSON body of /embed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: Text | None = None
+    data: str | None = Field(None, description="Base64, or a base64 `data:` URL. Addresses are not fetched.")
+    text: GivenText | None = Field(None, description="Plain English words, instead of `data`.")
+
+    @model_validator(mode="after")
+    def _check_one(self) -> EmbedItem:
+        if (self.data is None) == (self.text is None):
+            raise ValueError("an item has exactly one of `data` and `text`")
+        return self
+
+
+class EmbedBody(EmbedOptions):
     """JSON body of /embed."""
+
+    items: list[EmbedItem] | None = None
+    file: str | list[str] | None = Field(None, description="Shorthand of `items`: base64, one or several.")
+    data: str | list[str] | None = Field(None, description="The same as `file`.")
+    text: GivenTexts | None = Field(None, description="Shorthand of `items`: plain English words, one text or several.")
+
+    @model_validator(mode="after")
+    def _check_one(self) -> EmbedBody:
+        if sum(value is not None for value in (self.items, self.file, self.data, self.text)) != 1:
+            raise ValueError("give the content as exactly one of `items`, `file`, `data` and `text`")
+        return self
 
 
 ECHO = Field(None, description="As in the answer of /encode; not read.")
@@ -203,6 +235,9 @@ class DecodeBody(DecodeOptions, _Echo):
         return self
 
 
+NO_TEXT = "only /embed takes text: it has a place among the embeddings, but no tokens"
+TEXT_IS_AN_ITEM = "texts are content, not an option; send them as form fields `text` or in a JSON body"
+
 S = TypeVar("S", bound=BaseModel)
 
 
@@ -239,7 +274,10 @@ def _field_of(loc: tuple[int | str, ...]) -> str:
 def _message_of(entry: ErrorDetails, schema: type[BaseModel]) -> str:
     kind, given, bounds = entry["type"], entry["input"], entry.get("ctx", {})
     if kind == "extra_forbidden":
-        item = DecodeItem if schema is DecodeBody else MediaItem
+        if entry["loc"][-1] == "text":
+            return TEXT_IS_AN_ITEM if issubclass(schema, EmbedOptions) else NO_TEXT
+        items: dict[type[BaseModel], type[BaseModel]] = {DecodeBody: DecodeItem, EmbedBody: EmbedItem}
+        item = items.get(schema, MediaItem)
         known = schema if len(entry["loc"]) == 1 else item
         return f"unknown name; known are {', '.join(sorted(known.model_fields))}"
     if kind == "value_error":
@@ -248,22 +286,22 @@ def _message_of(entry: ErrorDetails, schema: type[BaseModel]) -> str:
         return "is missing"
     if entry["loc"][:1] == ("outputs",):
         names = get_args(EmbedOutput if issubclass(schema, EmbedOptions) else EncodeOutput)
-        given = "none" if kind == "too_short" else _shown(given)
+        given = "none" if kind == "too_short" else shown(given)
         return f"given is {given}, allowed are {', '.join(names)}"
     if entry["loc"][0] in ("file", "data") and len(entry["loc"]) > 1:
-        return f"given is {_type_of(given)}, wanted is base64 text or a list of such"
+        return f"given is {type_of(given)}, wanted is base64 text or a list of such"
     if kind == "literal_error":
-        return f"given is {_shown(given)}, wanted is {bounds['expected']}"
+        return f"given is {shown(given)}, wanted is {bounds['expected']}"
     if kind == "string_too_long":
         return f"given are {len(given)} characters, at most {bounds['max_length']} are allowed"
     if "int" in kind:
-        return f"given is {_shown(given)}, wanted is a whole number"
+        return f"given is {shown(given)}, wanted is a whole number"
     if "bool" in kind:
-        return f"given is {_shown(given)}, wanted is true or false"
+        return f"given is {shown(given)}, wanted is true or false"
     if kind in BOUNDS:
         name, words = BOUNDS[kind]
-        return f"given is {_shown(given)}, wanted is {words} {bounds[name]}"
-    return f"given is {_type_of(given)}, wanted is {WANTED.get(kind, 'another type')}"
+        return f"given is {shown(given)}, wanted is {words} {bounds[name]}"
+    return f"given is {type_of(given)}, wanted is {WANTED.get(kind, 'another type')}"
 
 
 BOUNDS = {
@@ -275,13 +313,14 @@ WANTED = {"string_type": "text", "list_type": "a list", "dict_type": "an object"
 TYPES = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
 
 
-def _shown(given: object) -> str:
-    """Short and printable: what comes from outside goes into logs and pages."""
+def shown(given: object) -> str:
+    """Return what was given, short and printable: what comes from outside goes into logs and pages."""
     if isinstance(given, str):
         kept = "".join(character for character in given[:50] if character.isprintable())
         return f"{kept!r}" + ("..." if len(given) > 50 else "")
-    return str(given)[:50] if isinstance(given, int | float) else _type_of(given)
+    return str(given)[:50] if isinstance(given, int | float) else type_of(given)
 
 
-def _type_of(given: object) -> str:
+def type_of(given: object) -> str:
+    """Return the JSON type of a value, in words."""
     return TYPES.get(type(given), "null")

@@ -18,7 +18,7 @@ from starlette.requests import Request
 
 from service.api.multipart import Form, FormReader, Part, boundary_of
 from service.api.negotiation import ALIASES, NPZ, SAFETENSORS
-from service.api.schemas import validate
+from service.api.schemas import NO_TEXT, EmbedItem, MediaItem, shown, type_of, validate
 from service.errors import Problem
 from service.settings import Settings
 
@@ -37,11 +37,16 @@ S = TypeVar("S", bound=BaseModel)
 
 @dataclass(frozen=True, kw_only=True)
 class Upload:
-    """One file as it came. declared: media type that its sender stated, None if none. problem: why it has no data."""
+    """One file or text as it came.
+
+    declared: media type that a file's sender stated, None if none. text: None of a file. problem: why it has none of
+    both.
+    """
 
     id: str
     data: bytes = b""
     declared: str | None = None
+    text: str | None = None
     problem: Problem | None = None
 
 
@@ -54,13 +59,16 @@ class Content:
     body: dict[str, Any] | None = None
 
 
-async def read_content(request: Request, settings: Settings) -> Content:
-    """Read the body in whichever of the three forms it has. Raises Problem; nothing is decoded yet."""
+async def read_content(request: Request, settings: Settings, *, takes_text: bool = False) -> Content:
+    """Read the body in whichever of the three forms it has. Raises Problem; nothing is decoded yet.
+
+    takes_text: form fields named `text` are items, too, after the files.
+    """
     header = request.headers.get("content-type", "")
     media_type = header.partition(";")[0].strip().lower()
     query = _collect((name, value) for name, value in request.query_params.multi_items())
     if media_type == "multipart/form-data":
-        return await _read_multipart(request, header, query, settings)
+        return await _read_multipart(request, header, query, settings, takes_text)
     data = b"".join([chunk async for chunk in request.stream()])
     if not data:
         raise Problem("truncated_body", "the body is empty; send a file, JSON or multipart/form-data")
@@ -88,8 +96,8 @@ async def read_content(request: Request, settings: Settings) -> Content:
 async def read_media(
     request: Request, settings: Settings, options_schema: type[S], body_schema: type[S]
 ) -> tuple[S, list[Upload]]:
-    """Read pictures, clips and 3D assets with their options, for encode and embed. Raises Problem."""
-    content = await read_content(request, settings)
+    """Read pictures, clips and 3D assets, and texts for embed, with their options. Raises Problem."""
+    content = await read_content(request, settings, takes_text="text" in body_schema.model_fields)
     if content.body is None:
         options, uploads = validate(options_schema, content.options), content.uploads or []
     else:
@@ -124,7 +132,9 @@ def decode_base64(text: str, *, what: str) -> tuple[bytes, str | None]:
     return data, None if declared is None or declared.lower() in UNDECLARED else declared.lower()
 
 
-async def _read_multipart(request: Request, header: str, query: dict[str, Any], settings: Settings) -> Content:
+async def _read_multipart(
+    request: Request, header: str, query: dict[str, Any], settings: Settings, takes_text: bool
+) -> Content:
     reader = FormReader(
         boundary_of(header),
         max_parts=settings.request_parts,
@@ -133,19 +143,29 @@ async def _read_multipart(request: Request, header: str, query: dict[str, Any], 
     )
     form = await reader.read(request.stream())
     options = query
-    texts = []
+    values, texts = [], []
     for part in form.fields:
         if part.name == "request":
             options = _merge(options, _parse_object(part.data, settings, what="the part `request`"))
+        elif part.name == "text":
+            texts.append(part)
         else:
-            texts.append((part.name, _text_of(part)))
-    options = _merge(options, _collect(texts))
-    if not form.files:
-        raise Problem("invalid_parameter", f"there is no part named `file`; {_describe(form)}")
+            values.append((part.name, _text_of(part)))
+    options = _merge(options, _collect(values))
+    if texts and not takes_text:
+        raise Problem("invalid_parameter", f"`text`: {NO_TEXT}")
+    if not form.files and not texts:
+        parts = "no part named `file` or `text`" if takes_text else "no part named `file`"
+        raise Problem("invalid_parameter", f"there is {parts}; {_describe(form)}")
     names = [PurePosixPath(part.filename or "").name for part in form.files]
     if any(name in CAMERA_FILES for name in names):
-        return Content(options=options, uploads=[await asyncio.to_thread(_set_of, form.files)])
-    return Content(options=options, uploads=[_upload_of(position, part) for position, part in enumerate(form.files)])
+        uploads = [await asyncio.to_thread(_set_of, form.files)]
+    else:
+        uploads = [_upload_of(position, part) for position, part in enumerate(form.files)]
+    check_count(len(uploads) + len(texts), settings)
+    for part in texts:
+        uploads.append(_text_part(str(len(uploads)), part, settings))
+    return Content(options=options, uploads=uploads)
 
 
 def _set_of(parts: Sequence[Part]) -> Upload:
@@ -165,28 +185,53 @@ def _upload_of(position: int, part: Part) -> Upload:
     return Upload(id=label, data=part.data, declared=declared, problem=problem)
 
 
+def _text_part(name: str, part: Part, settings: Settings) -> Upload:
+    try:
+        return _text_upload(name, _text_of(part), settings)
+    except Problem as problem:
+        return Upload(id=name, text="", problem=problem)
+
+
+def _text_upload(name: str, given: object, settings: Settings) -> Upload:
+    """A text as an item; given: what should be one."""
+    limit = settings.media.text_characters
+    text = given.strip() if isinstance(given, str) else ""
+    if 1 <= len(text) <= limit:
+        return Upload(id=name, text=text)
+    actual = len(text) if isinstance(given, str) else None
+    what = f"given is {type_of(given)}" if actual is None else f"the text {shown(text)} has {actual} characters"
+    detail = f"{what}; a text has 1 to {limit} characters, space around it not counted"
+    return Upload(id=name, text="", problem=Problem("invalid_parameter", detail, limit=limit, actual=actual))
+
+
+def _base64_upload(name: str, field: str, given: str) -> Upload:
+    try:
+        data, declared = decode_base64(given, what=f"`{field}`")
+    except Problem as problem:
+        return Upload(id=name, problem=problem)
+    return Upload(id=name, data=data, declared=declared)
+
+
 def _uploads_of_body(body: Any, settings: Settings) -> list[Upload]:
-    entries: list[tuple[str, str | None, str]]  # field, id, text
     if body.items is not None:
-        entries = [(f"items.{position}.data", item.id, item.data) for position, item in enumerate(body.items)]
-    else:
-        field = "file" if body.file is not None else "data"
-        value = getattr(body, field)
-        entries = (
-            [(field, None, value)]
-            if isinstance(value, str)
-            else [(f"{field}.{position}", None, text) for position, text in enumerate(value)]
-        )
-    check_count(len(entries), settings)
-    uploads = []
-    for position, (field, label, text) in enumerate(entries):
-        name = str(position) if label is None else label
-        try:
-            data, declared = decode_base64(text, what=f"`{field}`")
-            uploads.append(Upload(id=name, data=data, declared=declared))
-        except Problem as problem:
-            uploads.append(Upload(id=name, problem=problem))
-    return uploads
+        check_count(len(body.items), settings)
+        return [_upload_of_item(position, item, settings) for position, item in enumerate(body.items)]
+    field = next(name for name in ("file", "data", "text") if getattr(body, name, None) is not None)
+    value = getattr(body, field)
+    values = value if isinstance(value, list) else [value]
+    check_count(len(values), settings)
+    if field == "text":
+        return [_text_upload(str(position), given, settings) for position, given in enumerate(values)]
+    if isinstance(value, str):
+        return [_base64_upload("0", field, value)]
+    return [_base64_upload(str(position), f"{field}.{position}", given) for position, given in enumerate(values)]
+
+
+def _upload_of_item(position: int, item: MediaItem | EmbedItem, settings: Settings) -> Upload:
+    name = str(position) if item.id is None else item.id
+    if item.data is not None:
+        return _base64_upload(name, f"items.{position}.data", item.data)
+    return _text_upload(name, getattr(item, "text", None), settings)
 
 
 def check_count(count: int, settings: Settings) -> None:

@@ -88,25 +88,35 @@ def encode_files(
     return f"{output}: {_items(len(tokens))}, {count} tokens, {output.stat().st_size} bytes ({tokenizer.name})"
 
 
-def embed_files(tokenizer: Tokenizer, files: Sequence[Path], *, as_json: bool, output: Path | None) -> Iterator[str]:
-    """Yield what to print about the embeddings of all files: JSON, or sizes and cosine similarities."""
+def embed_items(
+    tokenizer: Tokenizer, files: Sequence[Path], texts: Sequence[str], *, as_json: bool, output: Path | None
+) -> Iterator[str]:
+    """Yield what to print about the embeddings of all files, then all texts: JSON, or sizes and cosine similarities.
+
+    files, texts: at least one together.
+    """
     if output is not None:
         _check_folder(output)
+    with _named("--text"):  # before the files, which take long
+        of_texts = list(tokenizer.embed_texts(texts)) if texts else []
     tokens = _encode(tokenizer, files, ["embedding"], "pad")
-    embeddings = np.stack([item.embedding for item in tokens if item.embedding is not None])
+    embeddings = np.stack([*(item.embedding for item in tokens if item.embedding is not None), *of_texts])
     if output is not None:
         np.save(output, embeddings)
     if as_json:
-        rows = [
-            {"file": str(file), "tokens": len(item), "embedding": embedding.tolist()}
-            for file, item, embedding in zip(files, tokens, embeddings, strict=True)
+        about: list[dict[str, object]] = [
+            {"file": str(file), "tokens": len(item)} for file, item in zip(files, tokens, strict=True)
         ]
+        about += [{"text": text} for text in texts]
+        rows = [{**one, "embedding": row.tolist()} for one, row in zip(about, embeddings, strict=True)]
         yield json.dumps({"model": tokenizer.name, "revision": tokenizer.revision, "items": rows})
         return
-    yield f"{tokenizer.name}, {embeddings.shape[1]} values each; cosine similarity to the files in this order:"
-    width = max(len(file.name) for file in files)
-    for file, row in zip(files, embeddings @ embeddings.T, strict=True):
-        yield f"{file.name:{width}}  {' '.join(f'{value:6.3f}' for value in row)}"
+    what = "files" if not texts else "files and texts" if files else "texts"
+    yield f"{tokenizer.name}, {embeddings.shape[1]} values each; cosine similarity to the {what} in this order:"
+    names = [*(file.name for file in files), *texts]
+    width = max(map(len, names))
+    for name, row in zip(names, embeddings @ embeddings.T, strict=True):
+        yield f"{name:{width}}  {' '.join(f'{value:6.3f}' for value in row)}"
 
 
 def decode_file(

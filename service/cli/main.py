@@ -143,21 +143,29 @@ def decode(
 
 @app.command()
 def embed(
-    files: Files,
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FILE...]", help="Pictures and clips.", exists=True, dir_okay=False)
+    ] = None,
+    text: Annotated[
+        list[str] | None, typer.Option("--text", help="Plain English words, after the files. Repeat for several.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole embeddings as JSON.")] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write them as .npy, float32 [files, D].")
+        Path | None, typer.Option("--output", "-o", help="Write them as .npy, float32 [files and texts, D].")
     ] = None,
     model: Model = DEFAULT_MODEL,
     device: Device = None,
     dtype: DType = None,
     threads: Threads = None,
 ) -> None:
-    """Embed pictures, clips and 3D files for search, without a server; prints how similar they are."""
+    """Embed pictures, clips, 3D files and words for search, without a server; prints how similar they are."""
     from service.cli import local
+    from service.cli.errors import UsageError
 
+    if not files and not text:
+        raise UsageError("there is nothing to embed: give files, --text WORDS, or both")
     tokenizer = local.load(model, device, dtype, threads)
-    for line in local.embed_files(tokenizer, files, as_json=as_json, output=output):
+    for line in local.embed_items(tokenizer, files or [], text or [], as_json=as_json, output=output):
         print(line)
 
 

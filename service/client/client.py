@@ -14,9 +14,11 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias
 
 import httpx
+import numpy as np
+import numpy.typing as npt
 
 from service.client.errors import AnswerError, ClientError, ProblemError, UnreachableError
-from service.client.records import Decoded, EncodedFile, Model, TokenFile
+from service.client.records import Decoded, EncodedFile, Model, TokenFile, text_embeddings
 
 Source: TypeAlias = bytes | str | os.PathLike[str]
 """A file: its bytes, or its path."""
@@ -131,6 +133,21 @@ class Client:
         """
         options = {"outputs": _joined(outputs), "model": model, "fit": fit, "up": up}
         return TokenFile.parse(self._send_files("/v1/embed", files, options))
+
+    def embed_text(self, texts: str | Sequence[str], *, model: str | None = None) -> npt.NDArray[np.float32]:
+        """Turn texts into embeddings beside those of `embed`: float32 [N, D], unit length, so `@` gives cosines.
+
+        texts: one or several, of plain English words. model: a name of `models` with `text`, None for the first; the
+        pictures' embeddings have to come from it, or from one with the same space. One bad text fails the call: see
+        ProblemError.item.
+        """
+        given = [texts] if isinstance(texts, str) else list(texts)
+        if not given:
+            raise ValueError("there is no text to send")
+        response = self._send(
+            "POST", "/v1/embed", accept=JSON, params={"model": model, "on_error": "fail"}, json={"text": given}
+        )
+        return text_embeddings(_json(response), len(given))
 
     def decode(
         self, tokens: TokenFile | Source, *, model: str | None = None, force: bool = False

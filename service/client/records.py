@@ -114,7 +114,7 @@ class EncodedFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """What the service says about one of its models. card: all of it, as it came."""
+    """What the service says about one of its models. text: it embeds texts, too. card: all of it, as it came."""
 
     name: str
     revision: str
@@ -123,6 +123,7 @@ class Model:
     latent_channels: int
     codebooks: int
     embedding_dim: int
+    text: bool
     card: Mapping[str, Any] = field(repr=False)
 
     @classmethod
@@ -137,10 +138,22 @@ class Model:
                 latent_channels=int(card["latent_channels"]),
                 codebooks=int(card.get("codebooks", 0)),
                 embedding_dim=int(card.get("embedding_dim", 0)),
+                text=bool(card.get("text", False)),
                 card=card,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise AnswerError(f"a model card lacks or breaks {error}") from error
+
+
+def text_embeddings(answer: Mapping[str, Any], count: int) -> npt.NDArray[np.float32]:
+    """Read the embeddings of texts out of a JSON answer of embed: float32 [count, D]. Raises AnswerError."""
+    try:
+        rows = [_array(entry["embedding"]) for entry in answer["items"]]
+        if len(rows) != count:
+            raise ValueError(f"{len(rows)} items for {count} texts")
+        return np.stack(rows).astype(np.float32)
+    except (KeyError, TypeError, ValueError) as error:
+        raise AnswerError(f"the answer of embed cannot be read: {error}") from error
 
 
 def _safetensors(data: bytes) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from media import wire
 from media.tokens import layout_from_json, layout_to_json
-from media.types import Gaussians, Image, Item, PosedPictures, Tokens, Video, Voxels
+from media.types import Gaussians, Image, Item, PosedPictures, Text, Tokens, Video, Voxels
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -28,7 +28,7 @@ class Output:
         return wire.dumps(self.arrays, self.meta)
 
 
-def read_item(payload: bytes) -> Item:
+def read_item(payload: bytes) -> Item | Text:
     """Read the payload of an encode or embed job.
 
     Raises WireError, KeyError or ValueError for what only a fault between our own processes can bring.
@@ -42,8 +42,10 @@ def read_item(payload: bytes) -> Item:
             return Video(frames=_pixels(arrays), fps=meta.get("fps"), notes=notes)
         case "voxels":
             return Voxels(coords=arrays["coords"], feats=_unit(arrays["feats"]), notes=notes)
+        case "text":
+            return Text(text=meta["text"])
         case other:
-            raise ValueError(f"a payload of kind {other!r}; wanted image, video or voxels")
+            raise ValueError(f"a payload of kind {other!r}; wanted image, video, voxels or text")
 
 
 def read_pictures(payload: bytes) -> PosedPictures | None:
@@ -92,6 +94,11 @@ def encoded(tokens: Tokens, outputs: Sequence[str], reconstruction: Output | Non
         arrays |= {f"reconstruction.{name}": array for name, array in reconstruction.arrays.items()}
         meta["reconstruction"] = dict(reconstruction.meta)
     return Output(arrays=arrays, meta=meta)
+
+
+def embedded(embedding: npt.NDArray[np.float32], model: str, revision: str) -> Output:
+    """Return what an embed job of a text asked for: float32 [D], and whose it is."""
+    return Output(arrays={"embedding": embedding}, meta={"model": model, "revision": revision, "notes": []})
 
 
 def decoded(item: Item) -> Output:

@@ -10,14 +10,14 @@ from typing import Literal, TypeAlias
 import structlog
 import torch
 
-from media.types import Item, PosedPictures, Tokens, Voxels
+from media.types import Item, PosedPictures, Text, Tokens, Voxels
 from model import Tokenizer
 from model.config import ModelConfig
 from model.errors import ModelError, RangeError, UnsupportedError
 from service.queue.estimate import Direction, effort_of
 from service.queue.jobs import Job
 from service.worker.budget import Budget
-from service.worker.payloads import Output, decoded, encoded, read_item, read_pictures, read_tokens
+from service.worker.payloads import Output, decoded, embedded, encoded, read_item, read_pictures, read_tokens
 from service.worker.speed import Speed
 from service.worker.splatter import LateError, Splatter
 
@@ -63,6 +63,9 @@ class Runner:
         works = [_Work(job, payload) for job, payload in zip(jobs, payloads, strict=True)]
         for work in works:
             self._run_step(pool, [work], _read)
+        for work in works:
+            # One by one: there is no network to fill, and each fails alone.
+            self._run_step(pool, [work] if work.is_to_look_up else [], _look_up)
         for latents_only in (False, True):
             group = [
                 work for work in works if work.item is not None and work.wants_latents_only(tokenizer) == latents_only
@@ -135,11 +138,17 @@ class _Work:
         default = ("embedding",) if job.op == "embed" else ("latents",)
         self.outputs: tuple[str, ...] = tuple(job.options.get("outputs") or default)
         self.item: Item | None = None
+        self.text: Text | None = None
         self.tokens: Tokens | None = None
         self.picture: Item | None = None
         self.pictures: PosedPictures | None = None
         self.splats: Output | None = None
         self.result: Result | None = None
+
+    @property
+    def is_to_look_up(self) -> bool:
+        """Whether it is a text, which the words of the model answer without its network."""
+        return self.result is None and self.text is not None
 
     @property
     def is_to_decode(self) -> bool:
@@ -199,8 +208,21 @@ def _read(tokenizer: Tokenizer, works: Sequence[_Work]) -> None:
                 )
             if work.job.options.get("sample") and work.job.options.get("seed") is None:
                 raise RangeError("sample=true without a seed; wanted seed=0 or any other whole number")
-            work.item = read_item(work.payload)
-            work.pictures = read_pictures(work.payload)
+            item = read_item(work.payload)
+            if isinstance(item, Text):
+                if set(work.outputs) != {"embedding"}:
+                    raise UnsupportedError(f"a text has an embedding, no {', '.join(work.outputs)}")
+                work.text = item
+            else:
+                work.item = item
+                work.pictures = read_pictures(work.payload)
+
+
+def _look_up(tokenizer: Tokenizer, works: Sequence[_Work]) -> None:
+    for work in works:
+        assert work.text is not None
+        (embedding,) = tokenizer.embed_texts([work.text.text])
+        work.result = embedded(embedding, tokenizer.name, tokenizer.revision)
 
 
 def _encode(tokenizer: Tokenizer, works: Sequence[_Work]) -> None:

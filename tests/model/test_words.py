@@ -1,9 +1,11 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from model.errors import UnsupportedError, WeightsError
+from model import Tokenizer
+from model.errors import RangeError, UnsupportedError, WeightsError
 from model.words import WordTable
 
 
@@ -21,8 +23,10 @@ def test_a_text_is_the_mean_of_its_words_whatever_their_case_and_what_stands_bet
 
 
 def test_a_text_without_a_known_word_is_refused_by_name() -> None:
-    with pytest.raises(UnsupportedError, match="'the of': no word"):
+    with pytest.raises(RangeError, match="'the of': no word"):
         table().embed(["bird", "the of"])
+    with pytest.raises(RangeError, match=r"^'(xyz ){12}xy'\.\.\.: no word"):
+        table().embed(["xyz " * 200])
 
 
 def test_a_table_comes_back_from_its_file_within_half_a_step(tmp_path: Path) -> None:
@@ -42,3 +46,16 @@ def test_files_that_are_no_table_are_named(tmp_path: Path) -> None:
         WordTable.load(str(path))
     with pytest.raises(UnsupportedError, match="no bundled table"):
         WordTable.load(str(tmp_path / "missing"))
+
+
+def test_the_bundled_models_share_the_words_and_other_weights_have_none(continuous: Tokenizer) -> None:
+    texts = ["a bird", "a castle"]
+    expected = WordTable.load().embed(texts).numpy()
+    for name in ("tiny-continuous", "tiny-discrete"):
+        bundled = Tokenizer.load(name, device="cpu")
+        assert bundled.card()["text"]
+        assert np.array_equal(bundled.embed_texts(texts), expected)
+        assert bundled.embed_texts([]).shape == (0, 144)
+    assert not continuous.card()["text"]
+    with pytest.raises(UnsupportedError, match="no text side"):
+        continuous.embed_texts(texts)

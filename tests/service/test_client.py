@@ -22,7 +22,7 @@ from fastapi import FastAPI, Request, Response
 from media.arrays_json import array_to_json
 from media.tokens import dump_tokens, load_tokens
 from media.types import Layout, Tokens
-from service.client import AnswerError, Client, ProblemError, TokenFile, UnreachableError
+from service.client import AnswerError, Client, Model, ProblemError, TokenFile, UnreachableError
 from service.client.client import _seconds
 from tests.paths import ROOT
 
@@ -68,6 +68,7 @@ class TinyService:
                 files = [(part.filename, await part.read()) for part in form.getlist("file")]  # type: ignore[union-attr]
         else:
             files = [("", await request.body())]
+        is_text = request.headers.get("content-type") == "application/json"
         self.seen.append(Seen(request.method, path, dict(request.query_params), dict(request.headers), files))  # type: ignore[arg-type]
         if self.failures:
             return self.failures.pop(0)
@@ -75,6 +76,9 @@ class TinyService:
             return self.json({"object": "list", "data": [CARD]})
         if path == "v1/limits":
             return self.json({"body_bytes": 67108864, "media": {"item_tokens": 32768}})
+        if path == "v1/embed" and is_text:
+            rows = [np.full(6, len(text), np.float32) for text in json.loads(files[0][1])["text"]]
+            return self.json({"items": [{"kind": "text", "embedding": array_to_json(row, False)} for row in rows]})
         if path in ("v1/encode", "v1/embed"):
             items = [self.tokens(data, path.removeprefix("v1/")) for _, data in files]
             return Response(dump_tokens(items, self.dtype), media_type=SAFETENSORS)
@@ -205,6 +209,29 @@ def test_embed_and_codes(client: Client, service: TinyService) -> None:
     assert (codes.dtype, codes.shape, int(codes[0, 0])) == (np.int16, (6, 8), ord("9"))
 
 
+def test_texts_are_embedded_in_order(client: Client, service: TinyService) -> None:
+    found = client.embed_text(["a bird", "a castle"], model="tiny")
+    assert (found.dtype, found.shape, found[:, 0].tolist()) == (np.float32, (2, 6), [6, 8])
+    seen = service.seen[0]
+    assert (seen.method, seen.path, seen.query) == ("POST", "v1/embed", {"model": "tiny", "on_error": "fail"})
+    assert json.loads(seen.files[0][1]) == {"text": ["a bird", "a castle"]}
+    assert client.embed_text("a bird").shape == (1, 6)
+    with pytest.raises(ValueError, match="no text to send"):
+        client.embed_text([])
+    for answer in ({}, {"items": []}, {"items": [{"embedding": 1}]}, {"items": 3}):
+        service.failures = [TinyService.json(answer)]
+        with pytest.raises(AnswerError, match="the answer of embed cannot be read"):
+            client.embed_text("a bird")
+
+
+def test_a_bad_text_fails_the_call_with_its_place(client: Client, service: TinyService) -> None:
+    body = {"code": "invalid_parameter", "detail": "'xyzzy': no word of it is known", "item": 1}
+    service.failures = [TinyService.json(body, 422)]
+    with pytest.raises(ProblemError, match=r"invalid_parameter \(item 1\): 'xyzzy'") as caught:
+        client.embed_text(["a bird", "xyzzy"])
+    assert caught.value.item == 1
+
+
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
 def test_every_float_dtype_is_read(client: Client, service: TinyService, dtype: str) -> None:
     service.dtype = dtype
@@ -251,6 +278,8 @@ def test_models_and_limits(client: Client) -> None:
         0,
     )
     assert model.card["parameters"] == 123
+    assert not model.text
+    assert Model.of({**CARD, "text": True}).text
     assert client.limits()["media"]["item_tokens"] == 32768
 
 

@@ -18,7 +18,8 @@ from media.sniff import token_cost
 from media.tokens import load_tokens
 from media.types import UInt8Array
 from media.video import decode_video
-from tests.paths import DATA, needs_data
+from service.client import Client, ProblemError
+from tests.paths import DATA, ROOT, needs_data
 from tests.system.deployment import ATOKEN, Atoken
 
 TOKEN_FILE = "application/vnd.safetensors"
@@ -134,6 +135,51 @@ def test_an_embedding_of_a_raw_body(client: httpx.Client) -> None:
         assert "model" in answer.headers["Server-Timing"]
     assert np.linalg.norm(vectors[0]) == pytest.approx(1.0, abs=1e-4)
     np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-5)
+
+
+def scores(client: httpx.Client, picture: bytes, texts: list[str]) -> list[float]:
+    """Cosines of a picture with texts, all embedded in one request."""
+    parts = [("file", ("picture", picture)), *(("text", (None, text)) for text in texts)]
+    answer = client.post("/embed", files=parts, headers={"Accept": "application/x-npy"})  # type: ignore[arg-type]
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["Atoken-Model"] == "tiny-continuous"
+    rows = np.load(io.BytesIO(answer.content))
+    assert rows.shape == (1 + len(texts), 144)
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1.0, atol=1e-4)
+    return [float(score) for score in rows[1:] @ rows[0]]
+
+
+def test_words_find_what_is_in_a_picture(client: httpx.Client) -> None:
+    frame = decode_video((ROOT / "examples" / "clip.mp4").read_bytes(), Limits()).frames[0]
+    cat, castle, bridge = scores(client, encode_image(frame), ["a cat", "a castle", "a bridge"])
+    assert cat > castle
+    assert cat > bridge
+
+
+@needs_data
+def test_words_tell_a_bird_from_a_building(client: httpx.Client) -> None:
+    bird, castle = scores(client, (DATA / "images/train/tux_birds_owl.webp").read_bytes(), ["a bird", "a castle"])
+    assert bird > castle
+    bird, castle = scores(client, (DATA / "images/eval/eval_china.jpg").read_bytes(), ["a bird", "a castle"])
+    assert castle > bird
+
+
+def test_a_bad_text_fails_alone_and_the_client_embeds_texts(client: httpx.Client, served: Atoken) -> None:
+    answer = client.post("/v1/embed", json={"text": ["a bird", "xyzzy qwxz", "", "a castle"]})
+    assert answer.status_code == 200, answer.text
+    items = answer.json()["items"]
+    assert [item["status"] for item in items] == ["ok", "error", "error", "ok"]
+    assert "'xyzzy qwxz': no word of it is known" in items[1]["error"]["detail"]
+    assert int(answer.headers["Atoken-Tokens"]) == 2
+    cards = {card["name"]: card["text"] for card in client.get("/v1/models").json()["data"]}
+    assert cards == {"tiny-continuous": True, "tiny-discrete": True}
+    with Client(served.url(), http=client) as python:
+        found = python.embed_text(["a bird", "a castle"])
+        np.testing.assert_array_equal(found, python.embed_text(["a bird", "a castle"], model="tiny-discrete"))
+        with pytest.raises(ProblemError, match=r"invalid_parameter \(item 1\): 'xyzzy'"):
+            python.embed_text(["a bird", "xyzzy"])
+    kept = np.frombuffer(base64.b64decode(items[0]["embedding"]["data"]), "<f4")
+    np.testing.assert_allclose(found[0], kept, atol=1e-6)
 
 
 def test_a_reconstruction_in_one_request(client: httpx.Client) -> None:

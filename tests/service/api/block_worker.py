@@ -51,6 +51,7 @@ DISCRETE: dict[str, Any] = {
     "revision": "decade0123456789decade0123456789",
     "outputs": ["latents", "codes", "embedding", "features", "reconstruction"],
     "codebooks": 8,
+    "text": True,
     "description": "block means in 8 bits",
 }
 
@@ -116,11 +117,28 @@ def coords_of(layout: Layout) -> npt.NDArray[np.int32]:
     return np.concatenate([grid, np.zeros((len(grid), 1), int)], axis=1).astype(np.int32)
 
 
+class RefusedError(Exception):
+    """What a real worker answers with `invalid_parameter`."""
+
+
+def embed_text(text: str) -> FloatArray:
+    """A unit vector [48] of a text's letters; the word `xyzzy` is not known."""
+    if text == "xyzzy":
+        raise RefusedError("'xyzzy': no word of it is known")
+    counts = np.bincount([ord(letter) % 48 for letter in text], minlength=48).astype(np.float32)
+    unit: FloatArray = counts / np.linalg.norm(counts)
+    return unit
+
+
 def answer(lease: Lease, payload: bytes) -> bytes:
-    """Do one job."""
+    """Do one job. Raises RefusedError."""
     arrays, meta = wire.loads(payload)
     job = lease.job
     card = next(card for card in (CONTINUOUS, DISCRETE) if pool_of(card) == job.pool)
+    if job.op != "decode" and meta["kind"] == "text":
+        assert (job.op, job.cost, job.options["outputs"], card.get("text")) == ("embed", 1, ["embedding"], True)
+        about: dict[str, wire.JSON] = {"model": card["name"], "revision": card["revision"], "notes": []}
+        return wire.dumps({"embedding": embed_text(meta["text"])}, about)
     if job.op == "decode":
         assert meta["model"] == card["name"]
         assert meta["revision"] == card["revision"]
@@ -236,7 +254,12 @@ class BlockWorker:
                 for lease in await consumer.start_jobs(leases) if leases else []:
                     self.seen.append(lease.job.request_id)
                     begun = time.perf_counter()
-                    payload = answer(lease, await consumer.load(lease))
+                    try:
+                        payload = answer(lease, await consumer.load(lease))
+                    except RefusedError as error:
+                        refusal = Answer(id=lease.job.id, status="failed", code="invalid_parameter", detail=str(error))
+                        await consumer.commit(lease, refusal)
+                        continue
                     timings = {"model": 1000.0 * (time.perf_counter() - begun)}
                     await consumer.commit(
                         lease, Answer(id=lease.job.id, status="done", payload=payload, timings=timings)

@@ -19,6 +19,7 @@ from media.tokens import dump_tokens, load_tokens
 from media.types import Image, UInt8Array
 from media.video import decode_video, encode_video
 from model import Tokenizer
+from model.tokenizer import BUNDLED
 from service.cli import main as cli
 from service.cli.errors import explain
 from service.cli.model_names import check_models
@@ -143,6 +144,32 @@ def test_embeddings_for_people_for_programs_and_as_an_array(
     status, out, _ = run("embed", picture, picture)
     assert status == 0
     assert out.splitlines()[1].split() == ["waves.png", "1.000", "1.000"]
+
+
+def test_words_are_embedded_beside_files_and_alone(run: Run, picture: Path, tmp_path: Path) -> None:
+    status, out, _ = run("embed", picture, "--text", "a bird", "--text", "a castle", "--json", "-o", tmp_path / "e.npy")
+    assert status == 0
+    rows = json.loads(out)["items"]
+    assert [set(row) for row in rows] == [{"file", "tokens", "embedding"}, *[{"text", "embedding"}] * 2]
+    assert [row["text"] for row in rows[1:]] == ["a bird", "a castle"]
+    expected = Tokenizer.load("tiny-continuous", device="cpu").embed_texts(["a bird", "a castle"])
+    np.testing.assert_allclose(np.load(tmp_path / "e.npy")[1:], expected, atol=1e-6)
+    status, out, _ = run("embed", "--text", "a bird", "--text", "The bird!")
+    assert status == 0
+    assert out.splitlines()[0].endswith("similarity to the texts in this order:")
+    assert out.splitlines()[1].split() == ["a", "bird", "1.000", "1.000"]
+    status, _, err = run("embed", picture, "--text", "xyzzy")
+    assert (status, "atoken: --text: 'xyzzy': no word of it is known" in err) == (1, True), err
+    status, _, err = run("embed")
+    assert (status, "give files, --text WORDS, or both" in err) == (2, True), err
+    assert run("embed", tmp_path / "missing.png")[0] == 2
+
+
+def test_weights_of_ones_own_have_no_words(run: Run, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes((BUNDLED / "tiny-continuous.safetensors").read_bytes())
+    status, _, err = run("embed", "--text", "a bird", "--model", copy)
+    assert (status, "'copy' has no text side" in err) == (1, True), err
 
 
 def test_tokens_of_other_weights_need_force(run: Run, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from media import wire
 from media.tokens import layout_from_json, layout_to_json
 from media.types import Image, Tokens, Video, Voxels
 from model import Tokenizer
+from model.words import WordTable
 from service.queue.estimate import Rates, effort_of
 from service.queue.jobs import Job, Op
 from service.worker.budget import FLOOR_TOKENS, Budget
@@ -312,3 +313,42 @@ def test_encode_and_decode_are_timed_apart(continuous: Tokenizer, monkeypatch: p
     effort = effort_of(4, continuous.config.encoder.attention_tokens)
     assert effort == 3, "a token that has three others to look at takes less than one that has 255"
     assert speed.rates(POOL) == Rates(encode=2 * effort / 1.0, decode=2 * effort / 10.0)
+
+
+def text_payload(text: str) -> bytes:
+    return wire.dumps({}, {"kind": "text", "text": text})
+
+
+def with_words(tokenizer: Tokenizer) -> Tokenizer:
+    """The same network with a text side of three words."""
+    words = WordTable(["bird", "castle", "cat"], torch.eye(3, tokenizer.config.encoder.width), torch.zeros(144))
+    return Tokenizer(tokenizer.net, name=tokenizer.name, revision=tokenizer.revision, words=words)
+
+
+def test_texts_are_answered_without_the_network_and_a_bad_one_fails_alone(continuous: Tokenizer) -> None:
+    counting = Broken(with_words(continuous), lambda items: None)
+    jobs = [job("embed", name, outputs=["embedding"]) for name in ("bird", "unknown", "picture", "castle")]
+    payloads = [text_payload("a bird"), text_payload("xyzzy"), item_payload(picture()), text_payload("castles")]
+    bird, unknown, seen, castle = run(counting, jobs, payloads)  # type: ignore[arg-type]
+    assert [size for size, _ in counting.calls] == [1], "only the picture went through the network"
+    assert unknown == Failure(
+        code="invalid_parameter",
+        detail="'xyzzy': no word of it is known; wanted plain English words for what can be seen",
+    )
+    for position, result in ((0, bird), (1, castle)):
+        assert set(good(result).arrays) == {"embedding"}
+        np.testing.assert_array_equal(good(result).arrays["embedding"], np.eye(3, 144, dtype=np.float32)[position])
+        assert good(result).meta["revision"] == continuous.revision
+        assert wire.loads(good(result).dump())[1]["notes"] == []
+    np.testing.assert_allclose(good(seen).arrays["embedding"], continuous.embed([picture()])[0], atol=1e-5)
+
+
+def test_a_text_has_an_embedding_and_nothing_else(continuous: Tokenizer) -> None:
+    tokenizer = with_words(continuous)
+    jobs = [job("embed", outputs=["embedding", "features"]), job("encode", outputs=["latents"])]
+    for result in run(tokenizer, jobs, [text_payload("a bird")] * 2):
+        assert isinstance(result, Failure)
+        assert (result.code, "a text has an embedding, no" in result.detail) == ("unsupported_output", True)
+    (without,) = run(continuous, [job("embed")], [text_payload("a bird")])
+    assert isinstance(without, Failure)
+    assert (without.code, "no text side" in without.detail) == ("unsupported_output", True)
