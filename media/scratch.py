@@ -27,7 +27,8 @@ class Scratch:
         _remove_abandoned(prefix)
         self.path = Path(tempfile.mkdtemp(prefix=prefix))
         lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with suppress(OSError):  # a file system without locks: nobody removes it but we
+            fcntl.flock(lock, fcntl.LOCK_EX)
         self.remove = weakref.finalize(self, _remove, self.path, lock)
         """Removes it with all that is in it; once, at the latest when the process ends in order."""
 

