@@ -39,8 +39,7 @@ class Card(BaseModel):
 
     def effort(self, tokens: int, steps: int) -> int:
         """What an item counts in estimates of time. steps: latent frames of a clip; 1 or 0 of anything else."""
-        windows = -(-steps // self.window) if self.window else 1
-        return effort_of(tokens, self.attention_tokens, max(1, windows))
+        return effort_of(tokens, self.attention_tokens, steps, self.window)
 
     @property
     def pool(self) -> str:

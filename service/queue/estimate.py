@@ -18,13 +18,15 @@ PICTURE_TOKENS = 256
 """Of the item of which effort and tokens are the same number."""
 
 
-def effort_of(tokens: int, attention_tokens: int | None, windows: int = 1) -> int:
-    """Effort of one item, whose tokens lie in so many windows of about the same size.
+def effort_of(tokens: int, attention_tokens: int | None, steps: int = 1, window: int | None = None) -> int:
+    """Effort of one item, whose tokens lie in windows of about the same size.
 
-    attention_tokens: see StackConfig; None: attention counts as nothing, effort is tokens.
+    attention_tokens: see StackConfig; None: attention counts as nothing, effort is tokens. steps: latent frames of a
+    clip, 1 or 0 of anything else; window: of so many of them, None for one of all.
     """
     if not attention_tokens:
         return tokens
+    windows = max(1, -(-steps // window)) if window else 1
     share = (attention_tokens + tokens / windows) / (attention_tokens + PICTURE_TOKENS)
     return max(1, round(tokens * share))
 

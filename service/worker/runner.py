@@ -165,8 +165,8 @@ class _Work:
     def effort(self, config: ModelConfig) -> int:
         """What it took, once it was encoded or before it is decoded."""
         assert self.tokens is not None
-        windows = max(1, -(-self.tokens.layout.grid[0] // config.window))
-        return effort_of(self.job.cost, config.encoder.attention_tokens, windows)
+        steps = self.tokens.layout.grid[0]
+        return effort_of(self.job.cost, config.encoder.attention_tokens, steps, config.window)
 
     def wants_latents_only(self, tokenizer: Tokenizer) -> bool:
         """Whether it asks a model that gives codes for the latents instead: one encode gives one of the two."""
