@@ -10,6 +10,7 @@ import argparse
 import csv
 import glob
 import hashlib
+import lzma
 import re
 import subprocess
 import sys
@@ -37,7 +38,10 @@ MOST_BYTES = 64 * MIB
 PATIENCE_S = 900.0
 """What one package may take to be fetched or unpacked."""
 
-BROKEN = (OSError, subprocess.SubprocessError, tarfile.TarError, zipfile.BadZipFile, EOFError, RuntimeError, zlib.error)
+BROKEN = (
+    *(OSError, subprocess.SubprocessError, EOFError, RuntimeError),
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+)
 """What a package may end with that is not there or not whole; the others are tried all the same."""
 
 FORMS = {

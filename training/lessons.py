@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from functools import cache
@@ -33,7 +34,7 @@ VIEWS, CLIPS = 24_000, 600
 MORE_VIEWS, DRAWING_VIEWS = 40, 6
 """Of each picture of other folders, and of each drawing: there are many, and photographs are what is asked about."""
 
-WORDS, SPACE = "words.safetensors", "space.safetensors"
+WORDS, SPACE, MADE_OF = "words.safetensors", "space.safetensors", "made-of.json"
 
 
 def load_lessons(
@@ -42,9 +43,11 @@ def load_lessons(
     """Lessons of a data folder, and of other folders of pictures; what `folder` holds already is taken from there.
 
     Leaves words.safetensors, which model.words reads, and space.safetensors, so that an encoder which goes on with
-    the same folder finds the same space. Raises FileNotFoundError if the teachers are not installed.
+    the same folder finds the same space. Raises FileNotFoundError if the teachers are not installed, ValueError if
+    the folder was made of other files.
     """
     require_packages()
+    require_same_files([*(data / kind / "train" for kind in ("images", "videos", "meshes")), *more, *drawings], folder)
     teacher = cache(EfficientNetLite1)
     library = load_library(data)
     views = [cached_views(library, teacher, VIEWS, seed, folder / "views.pt")]
@@ -71,6 +74,18 @@ def load_lessons(
     table = WordTable.load(str(path))
     texts = [text for text in (*names, *sorted(set(captions.values()))) if table.known(text)]
     return Lessons(space=space, texts=table.embed(texts), views=tuple(views), clips=clips, sets=sets)
+
+
+def require_same_files(sources: Sequence[Path], folder: Path) -> None:
+    """Note in `folder` what it is made of; raise ValueError if it is made of other files already."""
+    files = [path for source in sources if source.is_dir() for path in sorted(source.iterdir()) if path.is_file()]
+    made_of = [[path.name, path.stat().st_size] for path in files]
+    noted = folder / MADE_OF
+    if not noted.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        noted.write_text(json.dumps(made_of), encoding="utf-8")
+    elif json.loads(noted.read_text(encoding="utf-8")) != made_of:
+        raise ValueError(f"{folder} holds what teachers say of other files; give another --lessons, or remove it")
 
 
 def _words(

@@ -95,6 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-refit", dest="refit", action="store_false", help="leave the linear decoder as trained")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     given = parser.parse_args(arguments)
+    if given.drawings and not given.semantics:
+        parser.error("--drawings are for the embedding alone: give them without --no-semantics")
     torch.set_num_threads(given.threads)
     try:
         with joined() as ranks:

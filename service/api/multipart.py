@@ -95,7 +95,7 @@ class FormReader:
         if self._part.name == "file":
             if len(self.form.files) >= self._max_files:
                 raise Problem("too_many_items", f"at most {self._max_files} files are allowed", limit=self._max_files)
-        elif self._part.filename is not None and self._part.name != "request":
+        elif self._part.filename is not None and self._part.name not in ("request", "text"):
             shown = self._part.name[:100]
             raise Problem("invalid_parameter", f"unknown file part `{shown}`; parts with content are named `file`")
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
+from urllib.parse import parse_qsl
 
 import orjson
 from pydantic import BaseModel
@@ -22,8 +23,10 @@ from service.api.schemas import NO_TEXT, EmbedItem, MediaItem, shown, type_of, v
 from service.errors import Problem
 from service.settings import Settings
 
-# Types that say nothing: the first bytes decide. The third is what curl sends with --data-binary unless told otherwise.
-UNDECLARED = {"", "application/octet-stream", "application/x-www-form-urlencoded", "binary/octet-stream"}
+URLENCODED = "application/x-www-form-urlencoded"
+"""What curl sends with -d and --data-binary unless told otherwise."""
+UNDECLARED = {"", "application/octet-stream", URLENCODED, "binary/octet-stream"}
+"""Types that say nothing: the first bytes decide."""
 CAMERA_FILES = ("transforms.json", "cameras.json")
 """A form that has one of them is one asset: its files are the posed renders of it."""
 THREAD_BYTES = 256 * 1024
@@ -62,7 +65,7 @@ class Content:
 async def read_content(request: Request, settings: Settings, *, takes_text: bool = False) -> Content:
     """Read the body in whichever of the three forms it has. Raises Problem; nothing is decoded yet.
 
-    takes_text: form fields named `text` are items, too, after the files.
+    takes_text: form fields named `text` are items, too, after the files; without a file the form may be urlencoded.
     """
     header = request.headers.get("content-type", "")
     media_type = header.partition(";")[0].strip().lower()
@@ -76,6 +79,8 @@ async def read_content(request: Request, settings: Settings, *, takes_text: bool
         parse = _parse_object
         body = await asyncio.to_thread(parse, data, settings) if len(data) >= THREAD_BYTES else parse(data, settings)
         return Content(options={}, body=_merge(query, body))
+    if takes_text and media_type == URLENCODED and data.startswith(b"text="):
+        return _read_urlencoded(data, query, settings)
     if media_type in UNDECLARED:
         declared = None
     elif (
@@ -166,6 +171,15 @@ async def _read_multipart(
     for part in texts:
         uploads.append(_text_part(str(len(uploads)), part, settings))
     return Content(options=options, uploads=uploads)
+
+
+def _read_urlencoded(data: bytes, query: dict[str, Any], settings: Settings) -> Content:
+    pairs = [Part(name=name.decode("utf-8", "replace"), data=value) for name, value in parse_qsl(data, True)]
+    texts = [part for part in pairs if part.name == "text"]
+    check_count(len(texts), settings)
+    values = _collect((part.name, _text_of(part)) for part in pairs if part.name != "text")
+    uploads = [_text_part(str(position), part, settings) for position, part in enumerate(texts)]
+    return Content(options=_merge(query, values), uploads=uploads)
 
 
 def _set_of(parts: Sequence[Part]) -> Upload:

@@ -15,6 +15,7 @@ from training.config import RECIPES, DataConfig, OptimConfig, SemanticConfig
 from training.data import Library, piece_of
 from training.distill import Distillation, Lessons, _mix
 from training.joint_space import JointSpace, Pairs, fit_words
+from training.lessons import require_same_files
 from training.loop import Limits, Trainer
 from training.packaged import FEATURES, MAP_CHANNELS, PACKAGES, Seen, require_packages
 from training.shown import ShownSets, cached_clips, some_of
@@ -70,6 +71,18 @@ def test_the_teacher_is_asked_once_and_its_answers_are_kept(library: Library, tm
     assert torch.equal(views.maps, again.maps)
     with pytest.raises(ValueError, match="holds 20 views, not 30"):
         cached_views(library, lambda: teacher, 30, 0, path)
+
+
+def test_what_the_teachers_said_is_not_taken_for_other_pictures(tmp_path: Path) -> None:
+    sources = [tmp_path / "train", tmp_path / "more"]
+    for source in sources:
+        source.mkdir()
+        (source / "a.png").write_bytes(b"first")
+    require_same_files([*sources, tmp_path / "none"], tmp_path / "lessons")
+    require_same_files(sources, tmp_path / "lessons")
+    (sources[1] / "a.png").write_bytes(b"another")
+    with pytest.raises(ValueError, match="lessons holds what teachers say of other files; give another --lessons"):
+        require_same_files(sources, tmp_path / "lessons")
 
 
 def test_the_space_keeps_who_is_near_whom() -> None:

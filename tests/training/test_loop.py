@@ -162,6 +162,12 @@ def test_the_command_names_what_is_missing(tmp_path: Path, capsys: pytest.Captur
     assert "no images" in capsys.readouterr().err
 
 
+def test_drawings_without_teachers_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["tiny-continuous", "--data", str(tmp_path), "--drawings", str(tmp_path), "--no-semantics"])
+    assert "--drawings are for the embedding alone" in capsys.readouterr().err
+
+
 def contents(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
     """Header and tensors; the bytes of two equal files differ, since the header's order is left to chance."""
     with safe_open(path, "pt") as file:

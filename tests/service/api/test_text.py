@@ -64,6 +64,25 @@ def test_a_form_has_files_first_and_then_texts(client: httpx.Client) -> None:
     assert isinstance(beside_options.json()["items"][0]["embedding"], list)
 
 
+def test_a_text_may_be_sent_as_a_file_or_urlencoded(client: httpx.Client) -> None:
+    """As `curl -F text=@query.txt` and `curl -d text=... -d text=...` do."""
+    for sent in (
+        {"files": [("text", ("query.txt", b"a bird\n", "text/plain"))]},
+        {"data": {"text": "a bird"}},
+        {"data": {"text": ["a bird", "a castle"], "floats": "true"}},
+    ):
+        response = client.post("/embed", **sent)  # type: ignore[arg-type]
+        assert response.status_code == 200, response.text
+        items = response.json()["items"]
+        found = items[0]["embedding"]
+        array = np.array(found) if isinstance(found, list) else array_of(found)
+        np.testing.assert_allclose(array, embed_text("a bird"), rtol=1e-6)
+    assert [item["id"] for item in items] == ["0", "1"]
+    found = problem(client.post("/embed", data={"text": "a bird", "wide": "1"}), 422, "invalid_parameter")
+    assert "wide" in found["detail"]
+    problem(client.post("/encode", data={"text": "a bird"}), 415, "unsupported_media_type")
+
+
 def test_arrays_of_texts_but_no_token_file(client: httpx.Client) -> None:
     both = {"items": [{"text": "a bird"}, {"data": BASE64}]}
     for body, shape in (({"text": "a bird"}, (48,)), ({"text": ["a bird", "a cat"]}, (2, 48)), (both, (2, 48))):

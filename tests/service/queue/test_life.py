@@ -198,6 +198,23 @@ async def test_a_heartbeat_tells_of_canceled_jobs_and_keeps_them(queue: Queue) -
     assert (await client.wait(other.id)).status == "done"
 
 
+async def test_a_heartbeat_gives_up_what_is_too_late_though_its_asker_says_nothing(queue: Queue) -> None:
+    client, worker = await queue.client(), await queue.worker()
+    late, other = queue.job(seconds=0.3), queue.job()
+    await client.submit(late, b"x")  # nobody waits for it: the API process died
+    [lease] = await worker.start_jobs([await queue.take(worker)])
+    await client.submit(other, b"y")
+    [kept] = await worker.start_jobs([await queue.take(worker)])
+    assert await worker.beat([lease, kept]) == []
+    await asyncio.sleep(0.35)
+    for _ in range(2):
+        assert await worker.beat([lease, kept]) == [lease]
+    assert not await worker.commit(lease, done(lease))
+    assert await worker.commit(kept, done(kept))
+    assert (await client.wait(other.id)).status == "done"
+    await queue.assert_empty()
+
+
 async def test_give_back_counts_no_try_and_goes_to_another_worker(queue: Queue) -> None:
     client, first, second = await queue.client(), await queue.worker(), await queue.worker()
     job = queue.job()
