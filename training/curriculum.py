@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +34,7 @@ from training.ranks import Ranks, spread
 from training.run_folder import RunFolder
 from training.snapshots import Snapshots
 from training.stages import Recipe, Stage, Task
+from training.stopping import terminated
 from training.student import Student
 from training.teachers import Teachers
 
@@ -113,7 +112,7 @@ class StageTrainer:
         habits = habits or Habits()
         last = self.stage.steps if stop_at is None else min(stop_at, self.stage.steps)
         since: dict[str, list[float]] = {}
-        with _terminated() as asked:
+        with terminated() as asked:
             while self.progress.step < last:
                 for name, value in self.train_step().items():
                     since.setdefault(name, []).append(value)
@@ -273,18 +272,3 @@ def hash_of(*parts: Any) -> int:
 def _plain(value: Any) -> Any:
     """As it comes back from JSON."""
     return json.loads(json.dumps(value))
-
-
-@contextmanager
-def _terminated() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM came; the process goes on to the end of its step."""
-    came: list[int] = []
-    try:
-        before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
-    except ValueError:  # not in the main thread
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(came)
-    finally:
-        signal.signal(signal.SIGTERM, before)
