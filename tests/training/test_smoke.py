@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,15 @@ def test_all_stages_with_every_loss_and_a_resume(tmp_path: Path, capsys: pytest.
     assert set(TERMS) <= seen
     assert all(np.isfinite(value) for record in records for value in record.values() if not isinstance(value, str))
     assert {"config.json", "environment.json", "fsq.safetensors"} <= {path.name for path in folder.iterdir()}
+    for coded, count in (("images", 2), ("clips", 1), ("voxel packs, against renders of their own voxels", 1)):
+        (row,) = re.findall(rf"\| fsq \| plain \| {coded} \| {count} \| (.*) \|", said)
+        tokens, psnr, ssim, lpips, *_ = (float(cell) for cell in row.replace("| -", "").split(" | "))
+        assert tokens > 0
+        assert psnr > 5
+        assert 0 < ssim < 1
+        assert lpips > 0
+    (gaussians,) = re.findall(r"loss of Gaussians, L1 \+ LPIPS \+ SSIM of a view: (\S+)", said)
+    assert float(gaussians) > 0
     pictures = sorted((folder / "pictures").iterdir())
     assert len(pictures) == 1 + 2 + 3 + 3
     assert all(np.asarray(PIL.Image.open(path)).std() > 5 for path in pictures)
