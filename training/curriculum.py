@@ -216,7 +216,7 @@ class StageTrainer:
         packed = moved(micro.packed, device)
         decode = kind.endswith("_rec")
         noise = self._noise(kind, micro).to(device) if decode and self.model.bottleneck == "gaussian" else None
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.ranks.half):
             outputs = self.student(packed, micro.items, noise, decode=decode, embed=not decode)
         if decode:
             terms = reconstruction_terms(outputs, micro, packed.feats, self.model, count)
