@@ -35,7 +35,7 @@ def environment(world: int) -> dict[str, Any]:
 
 
 def space_left(folder: Path) -> str:
-    """What the file system has left, to be put behind an error; nothing where it can not be asked."""
+    """What the file system has left, to be put behind an error; nothing where it cannot be asked."""
     try:
         return f" ({shutil.disk_usage(folder).free / 1e6:,.1f} MB free in {folder})"
     except OSError:
@@ -45,8 +45,9 @@ def space_left(folder: Path) -> str:
 class RunFolder:
     """Writer of a run's records; only the first rank has one. TensorBoard is written if the package is there.
 
-    Raises OSError where the folder can not be written to at the start. Later a record that can not be written is said
-    by `log`, once, and the run goes on: the disk may have room again when the next one comes.
+    Raises OSError where the folder cannot be written to at the start. Later a record that cannot be written is said by
+    `log`, once, and the run goes on; the next one is tried again. Not TensorBoard's: its thread ends with its first
+    error, and the next stage has a new one.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], world: int, log: Callable[[str], None] = print) -> None:
@@ -104,8 +105,6 @@ class RunFolder:
             if what not in self._missed:
                 self.log(f"{what} not written: {error}{space_left(self.folder)}; the run goes on without")
             self._missed.add(what)
-            if what == _BOARD:  # its thread has ended with the first error; the next stage has a new one
-                self._board = None
 
     def _write(self, name: str, values: Mapping[str, Any]) -> None:
         (self.folder / name).write_text(json.dumps(values, indent=1, default=str) + "\n")
