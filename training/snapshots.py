@@ -83,7 +83,7 @@ class Snapshots:
         progress: plain values. wait: return when it is on disk, or raise SaveError. Without it a failure is logged, and
         raised by nobody: the run is worth more than one checkpoint.
         """
-        self.finish(wait=wait)
+        self.finish()  # the one before may have failed for want of room that there is by now: no reason to raise
         path = self.folder / f"step-{step:08d}"
         if path.exists():
             return

@@ -161,5 +161,9 @@ def test_a_full_disk_leaves_the_checkpoint_before(ranks: Ranks, tmp_path: Path) 
     again.restore(kept)
     assert again.progress.step == 1
     assert progress_of(kept.newest())["step"] == 1
-    run.run(kept, habits=QUIET, stop_at=4)  # there is room again
-    assert kept.steps() == [1, 4]
+    with largest_file(30_000):
+        run._save(kept, wait=False)
+        assert kept._under_way is not None
+        kept._under_way[0].exception()
+    run._save(kept, wait=True)  # there is room again, and the failure before is no reason not to try
+    assert kept.steps() == [1, 3]
