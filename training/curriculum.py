@@ -112,24 +112,28 @@ class StageTrainer:
         habits = habits or Habits()
         last = self.stage.steps if stop_at is None else min(stop_at, self.stage.steps)
         since: dict[str, list[float]] = {}
-        with terminated() as asked:
-            while self.progress.step < last:
-                for name, value in self.train_step().items():
-                    since.setdefault(name, []).append(value)
-                step = self.progress.step
-                if folder and habits.log_every and (step % habits.log_every == 0 or step in (1, last)):
-                    # Means since the last line: with a line for every 50 steps, no task of the cycle is left out.
-                    values = {name: sum(parts) / len(parts) for name, parts in since.items()}
-                    log(folder.metrics(self.stage.name, step, self.stage.steps, values))
-                    since = {}
-                if habits.save_every and step % habits.save_every == 0:
-                    self._save(snapshots, wait=False)
-                if look and habits.look_every and step % habits.look_every == 0 and step < self.stage.steps:
-                    look(step)
-                if self.ranks.most(int(asked())):
-                    log(f"told to stop: saving step {step}")
-                    break
-        self._save(snapshots, wait=True)
+        try:
+            with terminated() as asked:
+                while self.progress.step < last:
+                    for name, value in self.train_step().items():
+                        since.setdefault(name, []).append(value)
+                    step = self.progress.step
+                    if folder and habits.log_every and (step % habits.log_every == 0 or step in (1, last)):
+                        # Means since the last line: with a line for every 50 steps, no task of the cycle is left out.
+                        values = {name: sum(parts) / len(parts) for name, parts in since.items()}
+                        log(folder.metrics(self.stage.name, step, self.stage.steps, values))
+                        since = {}
+                    snapshots.poll()
+                    if habits.save_every and step % habits.save_every == 0:
+                        self._save(snapshots, wait=False)
+                    if look and habits.look_every and step % habits.look_every == 0 and step < self.stage.steps:
+                        look(step)
+                    if self.ranks.most(int(asked())):
+                        log(f"told to stop: saving step {step}")
+                        break
+            self._save(snapshots, wait=True)
+        finally:
+            snapshots.settle()  # of a run that ends by an error the last checkpoint is written to its end
         return self.progress.step >= self.stage.steps
 
     def restore(self, snapshots: Snapshots) -> None:
@@ -211,7 +215,7 @@ class StageTrainer:
         packed = moved(micro.packed, device)
         decode = kind.endswith("_rec")
         noise = self._noise(kind, micro).to(device) if decode and self.model.bottleneck == "gaussian" else None
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.ranks.half):
             outputs = self.student(packed, micro.items, noise, decode=decode, embed=not decode)
         if decode:
             terms = reconstruction_terms(outputs, micro, packed.feats, self.model, count)

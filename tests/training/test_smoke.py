@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from training.train import main
 
@@ -40,3 +41,11 @@ def test_all_stages_with_every_loss_and_a_resume(tmp_path: Path, capsys: pytest.
     pictures = sorted((folder / "pictures").iterdir())
     assert len(pictures) == 1 + 2 + 3 + 3
     assert all(np.asarray(PIL.Image.open(path)).std() > 5 for path in pictures)
+    assert re.search(r"asset 9/9 .*  [\d,]+ tokens/s  0:00:00 left", said)
+    board = EventAccumulator(str(folder / "tensorboard")).Reload().Tags()
+    stages = {"image": TERMS[:6], "video": TERMS[6:9:2], "asset": TERMS[6:], "fsq": TERMS[6:]}
+    for stage, terms in stages.items():
+        assert {f"{stage}/{name}" for name in ("loss", "norm", "lr", "distill", *terms)} <= set(board["scalars"])
+    grids = {"image": 1, "video": 2, "asset": 3, "fsq": 3}
+    kinds = ("image_rec", "video_rec", "asset_rec")
+    assert set(board["images"]) == {f"{stage}/{kind}" for stage, count in grids.items() for kind in kinds[:count]}
