@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from training.config import TrainConfig
+from training.run_folder import space_left
 from training.snapshots import SaveError
 
 NAME = "checkpoint.pt"
@@ -48,8 +48,7 @@ def save_checkpoint(folder: Path, state: Checkpoint) -> Path:
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch has its own for a full disk
         partial.unlink(missing_ok=True)
-        free = shutil.disk_usage(folder).free
-        raise SaveError(f"{path} could not be written ({free:,} bytes are free): {error}") from error
+        raise SaveError(f"{path} could not be written: {error}{space_left(folder)}") from error
     return path
 
 

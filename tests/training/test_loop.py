@@ -105,7 +105,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
     trainer.run(tmp_path, Limits(save_every_s=0), log=said.append, stop_at=3)
     assert load_checkpoint(tmp_path).step == 3
     assert len(said) == 1
-    assert re.search(r"checkpoint.pt could not be written \([\d,]+ bytes are free\): unexpected pos", said[0])
+    assert re.search(r"checkpoint.pt could not be written: unexpected pos \([\d.,]+ MB free in ", said[0])
     with pytest.raises(SaveError, match="could not be written"):
         trainer.run(tmp_path, Limits(), log=said.append, stop_at=4)
     assert load_checkpoint(tmp_path).step == 3, "the last good one stays"
