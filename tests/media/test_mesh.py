@@ -15,6 +15,7 @@ from media.asset_sniff import asset_format
 from media.errors import MediaError
 from media.limits import Limits
 from media.mesh import load_mesh, load_mesh_archive
+from media.mesh_parts import UNPAINTED
 from media.ply import encode_ply
 from media.types import Gaussians, Mesh
 from tests.media import meshes
@@ -85,9 +86,11 @@ def test_an_obj_without_its_files_says_so_and_is_grey() -> None:
     whole = load(meshes.arms_obj_zip())
     assert not any("missing" in note for note in whole.notes)
     no_texture = load(meshes.arms_obj_zip(blue_png=None))
-    assert any("blue.png' is missing" in note for note in no_texture.notes)
     broken = load(meshes.arms_obj_zip(blue_png=b"\x89PNG\r\n\x1a\n" + bytes(40)))
-    assert any("blue.png' is left out" in note for note in broken.notes)
+    for mesh, what in ((no_texture, "is missing"), (broken, "is left out")):
+        assert any(f"blue.png' {what}" in note and "grey" in note for note in mesh.notes)
+        assert mesh.materials[2] == UNPAINTED, "not the leftover colour of its material, which is black"
+        assert mesh.materials[:2] == whole.materials[:2]
     plain = load(meshes.arms_obj_zip(arms_mtl=None))
     assert any("arms.mtl' is missing" in note for note in plain.notes)
     assert plain.material_of_face is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import trimesh
 
 from media.limits import Limits
 from media.mesh import load_mesh
+from media.mesh_parts import UNPAINTED
 from media.mesh_views import normalize, on_black, render_views, sphere_cameras
 from media.multiview import voxelize
 from media.types import Material, Mesh
@@ -110,6 +112,22 @@ def test_unpainted_meshes_are_grey_with_a_shape_that_light_shows() -> None:
         shades |= set(np.unique(seen[:, 0]).tolist())
     # Six sides, each of one shade whatever the camera.
     assert len(shades) == 6
+
+
+def test_what_has_lost_its_texture_is_drawn_like_an_unpainted_mesh_times_its_colours() -> None:
+    bare = record(meshes.box((-0.4, -0.4, -0.4), (0.4, 0.4, 0.4)))
+    owner = np.zeros(len(bare.faces), np.int32)
+    lost = replace(bare, materials=(UNPAINTED, Material()), material_of_face=owner)
+    colours = np.full((len(bare.vertices), 4), (255, 51, 0, 255), np.uint8)
+    cameras = sphere_cameras(3)
+    pictures = [
+        np.stack(render_views(mesh, cameras, 48).images)
+        for mesh in (bare, lost, replace(lost, colours=colours), replace(lost, material_of_face=owner + 1))
+    ]
+    assert np.array_equal(pictures[1], pictures[0])
+    times = pictures[0] * np.array([1, 0.2, 0, 1])
+    assert np.abs(pictures[2] - times).max() <= 1
+    assert (pictures[3][pictures[3][..., 3] > 0] == 255).all(), "beside it what has a colour is without light"
 
 
 def test_normalize_fills_the_cube_and_nothing_falls_out() -> None:
