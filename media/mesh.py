@@ -61,9 +61,8 @@ def load_mesh_archive(archive: Archive, limits: Limits, *, up: Up | None = None)
     """Read the one mesh in a zip, with its MTL files, buffers and textures. Raises MediaError."""
     found = [name for name in archive.names if _suffix(name) in MESH_FORMATS]
     if len(found) != 1:
-        what = (
-            "no mesh (.glb .gltf .obj .ply .stl .off) and no transforms.json" if not found else f"{len(found)} meshes"
-        )
+        nothing = "no mesh (.glb .gltf .obj .ply .stl .off), and no transforms.json or cameras.json of posed renders"
+        what = nothing if not found else f"{len(found)} meshes"
         raise MediaError("corrupt_media", f"the zip file holds {what}; send one asset")
     (name,) = found
     data = archive.read(name, limits.mesh_bytes)

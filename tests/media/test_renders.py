@@ -82,6 +82,21 @@ def test_transforms_json_in_a_folder_and_with_notes(expected: Voxels) -> None:
     assert notes == ("1 files belong to no view and were not read ('read me.txt')",)
 
 
+def test_other_files_of_a_view_and_other_folders_are_no_views_too_many(expected: Voxels) -> None:
+    more = {
+        **{"000_depth.exr": b"", "001_normal.png": b"", "002.jpg": b"", "half/000.png": b"", "masks/006.png": b""},
+        **{"preview.gif": b"", "scene.blend": b""},
+    }
+    views, notes = load_renders(open_archive(zipped(files() | more), LIMITS), LIMITS)
+    assert same(voxelize(views), expected)
+    assert notes == ("7 files belong to no view and were not read ('000_depth.exr')",)
+
+
+def test_renders_without_their_cameras_are_told_what_is_missing() -> None:
+    with pytest.raises(MediaError, match=r"transforms\.json or cameras\.json"):
+        decode_asset(zipped(files(ftransforms_json=None)), "zip", LIMITS)
+
+
 def cameras_json(unit: str, direction: str) -> bytes:
     views = []
     for number, frame in enumerate(DOCUMENT["frames"]):
@@ -193,6 +208,22 @@ def edited(change: Callable[[dict[str, Any]], object]) -> bytes:
         (files(f001_png=png(VIEWS.images[1])[:200]), "corrupt_media", "view 1"),
         (files(f001_png=png(np.zeros((64, 32, 3), np.uint8))), "view_mismatch", "only squares"),
         (files() | {"cameras.json": b"{}"}, "view_mismatch", "2 files of cameras"),
+        (
+            files(ftransforms_json=edited(lambda d: d["frames"].__delitem__(slice(4, 6)))),
+            "view_mismatch",
+            "there are 6 pictures, 6 depth maps and 4 views in transforms.json; no view names "
+            "'004.png', '004_depth.npy', '005.png', '005_depth.npy'",
+        ),
+        (
+            files(f004_depth_npy=None, ftransforms_json=edited(lambda d: d["frames"].pop(4))),
+            "view_mismatch",
+            "6 pictures, 5 depth maps and 5 views in transforms.json; no view names '004.png'",
+        ),
+        (
+            files() | {"front_depth.npy": b""},
+            "view_mismatch",
+            "6 pictures, 7 depth maps and 6 views in transforms.json; no view names 'front_depth.npy'",
+        ),
         (
             {f"{n}": b"" for n in range(3)} | {"transforms.json": json.dumps({"frames": [{}] * 99}).encode()},
             "too_many_items",
