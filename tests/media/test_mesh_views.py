@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import trimesh
 
+from media.asset import decode_asset
 from media.limits import Limits
 from media.mesh import load_mesh
 from media.mesh_parts import UNPAINTED
-from media.mesh_views import normalize, on_black, render_views, sphere_cameras
+from media.mesh_views import SIDE, VIEWS, normalize, on_black, render_views, sphere_cameras
 from media.multiview import voxelize
 from media.types import Material, Mesh
 from tests.media import meshes
@@ -150,6 +151,20 @@ def test_cameras_look_at_the_middle_from_all_around() -> None:
     others = sphere_cameras(6, turn=math.pi / 5)
     gaps = np.linalg.norm(cameras.world_to_camera[:, None, 2, :3] - others.world_to_camera[None, :, 2, :3], axis=2)
     assert gaps.min() > 0.05, "views that are held out are no views of the first set"
+
+
+def test_a_reconstruction_of_a_mesh_is_compared_with_views_that_made_no_voxel() -> None:
+    asset = decode_asset(meshes.arms_glb(), "glb", Limits(), with_pictures=True)
+    plain = decode_asset(meshes.arms_glb(), "glb", Limits())
+    assert np.array_equal(asset.voxels.feats, plain.voxels.feats)
+    assert np.array_equal(asset.voxels.coords, plain.voxels.coords)
+    assert asset.pictures is not None
+    assert asset.pictures.held_out is True
+    made = voxelize(render_views(normalize(load_mesh(meshes.arms_glb(), "glb", Limits())), sphere_cameras(VIEWS), SIDE))
+    assert np.array_equal(asset.voxels.feats, made.feats), "these are the views that the next lines are about"
+    used, compared = sphere_cameras(VIEWS).world_to_camera, asset.pictures.world_to_camera
+    gaps = np.linalg.norm(compared[:, None, 2, :3] - used[None, :, 2, :3], axis=2)
+    assert gaps.min() > 0.05
 
 
 def test_a_mesh_without_area_and_one_around_the_cameras() -> None:

@@ -14,6 +14,7 @@ from media.archive import open_archive
 from media.asset import decode_asset
 from media.errors import MediaError
 from media.limits import Limits
+from media.mesh_views import on_black
 from media.multiview import voxelize
 from media.renders import is_renders, load_renders
 from media.types import Voxels
@@ -167,6 +168,39 @@ def test_the_published_case_as_a_zip() -> None:
     assert np.array_equal(asset.voxels.coords[keep], wanted["coords"])
     assert asset.pictures is not None
     assert not asset.pictures.held_out
+
+
+@pytest.mark.parametrize("with_pictures", [False, True])
+def test_a_reconstruction_is_scored_on_all_renders_and_says_that_none_was_held_out(
+    expected: Voxels, with_pictures: bool
+) -> None:
+    asset = decode_asset(zipped(files()), "zip", LIMITS, with_pictures=with_pictures)
+    assert same(asset.voxels, expected), "what else is asked for changes no token"
+    assert (asset.pictures is not None) == with_pictures
+    assert asset.voxels.notes == (
+        ("the reconstruction is scored on the 6 renders that made the voxels: none was held out",)
+        if with_pictures
+        else ()
+    )
+    if asset.pictures is not None:
+        assert asset.pictures.held_out is False
+        assert np.array_equal(asset.pictures.world_to_camera, VIEWS.cameras.world_to_camera)
+        assert np.array_equal(asset.pictures.pictures, [on_black(image) for image in VIEWS.images])
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        (files(f001_png=png(VIEWS.images[1][:48, :48])), "they are 48 to 64 pixels wide"),
+        (files(**{f"f{n:03}_png": png(image[::8, ::8]) for n, image in enumerate(VIEWS.images)}), "8 to 8 pixels"),
+    ],
+)
+def test_renders_that_cannot_be_compared_are_told_so(members: dict[str, bytes], words: str) -> None:
+    asked = decode_asset(zipped(members), "zip", LIMITS, with_pictures=True)
+    assert asked.pictures is None
+    assert "not scored on the renders" in asked.voxels.notes[0]
+    assert words in asked.voxels.notes[0]
+    assert decode_asset(zipped(members), "zip", LIMITS).voxels.notes == ()
 
 
 def edited(change: Callable[[dict[str, Any]], object]) -> bytes:
