@@ -369,7 +369,7 @@ ERRORS: list[tuple[str, bytes, str, str]] = [
     ("obj", b"v 0 0 0\nv 1 1 1\nv 2 2 2\nf 1 2 3\n", "empty_object", "without area"),
     ("obj", b"v 0 0 0\nv 1 1 1\nf 1 2\n", "empty_object", "three corners"),
     ("stl", meshes.stl(meshes.POINTS[:0]), "empty_object", "no faces"),
-    ("stl", meshes.stl()[:-1], "corrupt_media", "length"),
+    ("stl", meshes.stl()[:-1], "corrupt_media", "it has"),
     ("stl", meshes.stl_text()[:-60], "corrupt_media", "three vertices"),
     ("stl", meshes.stl_text().replace(b"0.5", b"x"), "corrupt_media", "cannot be read"),
     ("stl", meshes.stl(NAN_POINTS), "non_finite_input", "not finite"),
