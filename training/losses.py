@@ -31,9 +31,14 @@ def item_means(values: Tensor, starts: tuple[int, ...]) -> Tensor:
     return torch.segment_reduce(values, "mean", lengths=lengths)
 
 
+def kl_rows(mean: Tensor, logvar: Tensor) -> Tensor:
+    """Divergence from a unit Gaussian, summed over channels. mean, logvar: [N, L]. Returns [N]."""
+    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(-1)
+
+
 def gaussian_kl(mean: Tensor, logvar: Tensor) -> Tensor:
-    """Divergence from a unit Gaussian, summed over channels, mean over tokens. mean, logvar: [N, L]."""
-    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(-1).mean()
+    """The mean of kl_rows over tokens."""
+    return kl_rows(mean, logvar).mean()
 
 
 def reconstruction(

@@ -18,11 +18,12 @@ LR = 2e-4
 
 
 class PatchGAN(nn.Module):
-    """Pictures [B, 3, H, W] in -1..1 to a score for each patch of about 70 pixels, [B, 1, H / 8, W / 8]."""
+    """Pictures [B, 3, H, W] in -1..1 to scores of patches of 70 pixels, 8 apart: [B, 1, H / 8 - 2, W / 8 - 2]."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        # Group norm has no state and does not mix pictures, as batch norm would.
         for _ in range(2):
             layers += [
                 nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
@@ -37,12 +38,6 @@ class PatchGAN(nn.Module):
         """See the class."""
         scores: Tensor = self.layers(pictures)
         return scores
-
-
-def _group(width: int, stride: int) -> list[nn.Module]:
-    # Group norm has no state and does not mix pictures, as batch norm would.
-    convolution = nn.Conv2d(width, 2 * width, 4, stride=stride, padding=1)
-    return [convolution, nn.GroupNorm(8, 2 * width), nn.LeakyReLU(0.2)]
 
 
 class Critic:

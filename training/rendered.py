@@ -41,9 +41,9 @@ def rendered_loss(
     picture: uint8 [H, W, 3], on black. world_to_camera: [4, 4]; intrinsics: [3, 3], normalised. perceptual: networks of
     the LPIPS term, which is left out without them.
     """
-    wanted = picture.float() / 255
     height, width = picture.shape[:2]
     seen = render(splats, world_to_camera, intrinsics, height=height, width=width).colour
+    wanted = picture.to(seen.dtype) / 255
     loss = weights.l1 * (seen - wanted).abs().mean() + weights.ssim * (1 - ssim(seen.clamp(0, 1), wanted))
     if perceptual is not None and weights.lpips:
         vgg, heads = perceptual

@@ -100,4 +100,28 @@ def test_ablations_run(ablation: str, tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["tiny", "--out", str(tmp_path / "run"), *words]) == 0
     said = capsys.readouterr().out
     assert ("critic/fake" in said) == (ablation == "patchgan")
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["name"] == f"tiny-{ablation}"
     assert ("image_rec/gram" in said) == (ablation == "modality-rope")
+
+
+def test_joint_training_begins_with_every_modality(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """There is no stage of images before it: the network is fresh and has its 48 channels from the first step."""
+    batch = 'stages.asset.batch={"image_rec": 1, "video_rec": 1, "asset_rec": 1, "video_sem": 2, "asset_sem": 2}'
+    changes = [
+        "stages.asset.steps=9",
+        "stages.asset.distill=1",
+        "tokens=256",
+        "stages.asset.image_side=[32, 32]",
+        batch,
+    ]
+    changes += ["weights.lpips=0", "weights.gram=0", "weights.clip=0"]
+    words = ["--generated", "--random-teachers", "--stage", "asset", "--ablation", "joint", "--log-every", "1"]
+    words += [word for change in changes for word in ("--set", change)]
+    assert main(["tiny", "--out", str(tmp_path / "run"), *words]) == 0
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    tasks = [name.partition("/")[0] for record in records[:9] for name in record if name.endswith(("/l1", "/sigmoid"))]
+    assert sorted(set(tasks)) == ["asset_rec", "asset_sem", "image_rec", "video_rec", "video_sem"]
+    assert tasks[:3] == ["video_rec", "image_rec", "asset_rec"]
+    assert weights.load(tmp_path / "run" / "asset.safetensors").config.latent_channels == 48
+    assert main(["tiny", "--stage", "image", "--ablation", "joint"]) == 2
+    assert "stage 'image'; tiny-joint has asset, fsq" in capsys.readouterr().err

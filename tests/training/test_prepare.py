@@ -76,6 +76,25 @@ def test_folders_become_shards(folder: Path, capsys: pytest.CaptureFixture[str])
     source.close()
 
 
+def test_every_modality_has_its_own_captions(folder: Path) -> None:
+    files = {"images": "pictures/c.png", "videos": "films/x.mkv", "meshes": "things/arms.glb"}
+    words = []
+    for name, path in files.items():
+        listed = folder / f"{name}.json"
+        listed.write_text(json.dumps(dict.fromkeys(files.values(), f"by the list of {name}")))
+        words += [f"--{name}", str(folder / path.split("/")[0]), f"--{name}-captions", str(listed)]
+    assert main([str(folder / "shards"), *words]) == 0
+    found = {
+        name: {record.caption for record in read_shard(str(folder / "shards" / f"{name}-000000.tar"))[0]}
+        for name in ("images", "videos", "assets")
+    }
+    assert found == {
+        "images": {"by the list of images", ""},
+        "videos": {"by the list of videos"},
+        "assets": {"by the list of meshes"},
+    }
+
+
 def test_what_is_not_there_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(folder / "out"), "--images", str(folder / "nothing")]) == 2
     assert "nothing: no files in this folder" in capsys.readouterr().err

@@ -20,9 +20,9 @@ CAMERA, LENS = look_at(30, 20, 2, 45)
 SIDE = 32
 
 
-def splats(seed: int) -> Splats:
+def splats(seed: int, dtype: torch.dtype = torch.float32) -> Splats:
     generator = torch.Generator().manual_seed(seed)
-    draw = [torch.randn(40, width, generator=generator) for width in (3, 3, 3, 4, 1)]
+    draw = [torch.randn(40, width, generator=generator).to(dtype) for width in (3, 3, 3, 4, 1)]
     place = (0.5 + 0.15 * draw[0]).clamp(0.1, 0.9)
     sizes = (place, draw[1], 3 + 0.1 * draw[2], 0.1 * draw[3], 3 + draw[4])
     return Splats(*(values.requires_grad_() for values in sizes), config=GaussianConfig())
@@ -91,21 +91,27 @@ def test_lpips_is_of_the_same_view(picture: torch.Tensor) -> None:
     )
 
 
-def test_gradients_against_differences(picture: torch.Tensor) -> None:
-    """In float32, since pictures are: along the direction of the gradient, where the change is largest."""
-    given = splats(1)
-    rendered_loss(given, picture, CAMERA, LENS, weights=RenderedWeights(regulariser=0.1)).backward()
-    for name in ("features_dc", "opacity"):
-        values = getattr(given, name)
-        step = values.grad / values.grad.norm()
-        losses = []
-        for sign in (1, -1):
-            with torch.no_grad():
-                moved = replace(given, **{name: values + sign * 0.02 * step})
-            losses.append(
-                float(rendered_loss(moved, picture, CAMERA, LENS, weights=RenderedWeights(regulariser=0.1)).detach())
-            )
-        assert (losses[0] - losses[1]) / 0.04 == pytest.approx(float(values.grad.norm()), rel=0.05), name
+@pytest.mark.parametrize("name", ["xyz01", "features_dc", "scaling", "rotation", "opacity"])
+def test_gradients_against_differences(name: str, picture: torch.Tensor) -> None:
+    """In float64, along the direction of the gradient, where the change is largest, and along another."""
+    torch.manual_seed(0)
+    vgg, heads = VGG16((8, 8, 8, 8, 8)).double(), LPIPS((8, 8, 8, 8, 8)).double()
+    for weight in heads.heads():
+        weight.data.uniform_(0, 1)
+    given = splats(1, torch.float64)
+    weights = RenderedWeights(regulariser=0.1)
+
+    def loss(moved: Splats) -> torch.Tensor:
+        return rendered_loss(moved, picture, CAMERA, LENS, weights=weights, perceptual=(vgg, heads))
+
+    loss(given).backward()
+    values = getattr(given, name)
+    generator = torch.Generator().manual_seed(1)
+    for direction in (values.grad, torch.randn(values.shape, generator=generator, dtype=torch.float64)):
+        step = direction / direction.norm()
+        with torch.no_grad():
+            up, down = (loss(replace(given, **{name: values + sign * 1e-5 * step})) for sign in (1, -1))
+        assert float(up - down) / 2e-5 == pytest.approx(float((values.grad * step).sum()), rel=1e-4), name
 
 
 def test_descent_brings_the_view_nearer(picture: torch.Tensor) -> None:

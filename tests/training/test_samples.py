@@ -47,10 +47,6 @@ def test_clips_and_assets() -> None:
         lengths.add(len(video.frames))
         assert max(video.frames.shape[1:3]) <= 32
     assert lengths == {4, 8}
-    words = sample_of(film, "video_sem", STAGE, rng).item
-    assert isinstance(words, Video)
-    assert len(words.frames) == 8  # 40 frames at 8 a second are 5 seconds, rounded up to whole patches
-    assert words.fps == 1.0
     voxels = Generated().draw("asset_rec", [0])[0].item
     assert isinstance(voxels, Voxels)
     back = sample_of(Record("v", "safetensors", voxels_bytes(voxels), ""), "asset_rec", STAGE, rng).item
@@ -89,6 +85,28 @@ def test_clips_of_any_length(container: str, count: int) -> None:
     if container == "mkv" and count == 200:
         assert strides == {1, 2, 3, 4}
         assert max(starts) > 30
+
+
+@pytest.mark.parametrize(
+    ("count", "fps", "most", "taken"),
+    [
+        (40, 8.0, 64, [0, 8, 16, 24, 32, 32, 32, 32]),  # 5 seconds, filled up to whole patches with the last
+        (30, 2.5, 64, [0, 2, 5, 8, 10, 12, 15, 18, 20, 22, 25, 28]),
+        (200, 2.0, 64, [*range(0, 128, 2)]),
+        (200, 1.0, 8, [*range(8)]),
+        (5, 8.0, 64, [0, 0, 0, 0]),
+    ],
+)
+def test_an_understanding_clip_has_a_frame_a_second(count: int, fps: float, most: int, taken: list[int]) -> None:
+    """Frame n is n bright, without loss: which ones were taken can be seen."""
+    stage = replace(STAGE, video_side=(16, 16), clip_frames=most)
+    frames = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, 16, 16, 3))
+    film = Record("f", "mkv", encode_video(np.ascontiguousarray(frames), fps, "mkv"), "")
+    video = sample_of(film, "video_sem", stage, np.random.default_rng(0)).item
+    assert isinstance(video, Video)
+    assert video.frames[:, 0, 0, 0].tolist() == taken
+    assert video.fps == 1.0
+    assert (video.frames == video.frames[:, :1, :1, :1]).all()
 
 
 @pytest.mark.parametrize("kind", ["video_rec", "video_sem"])

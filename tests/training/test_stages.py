@@ -4,10 +4,99 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import asdict
 
 import pytest
 
-from training.stages import ABLATIONS, CURRICULA, Recipe, Stage, finetune, override
+from model.config import VARIANTS
+from training.stages import ABLATIONS, CURRICULA, Optim, Recipe, Stage, Weights, finetune, override
+
+# The paper's recipe, copied by hand from its text and table 2; nothing here is taken from the code.
+LOSSES = {
+    "reconstruction": 0.2,
+    "semantic": 1.0,
+    "kl": 1e-8,
+    "l1": 1.0,
+    "lpips": 10.0,
+    "gram": 1000.0,
+    "clip": 1.0,
+    "adversarial": 0.0,
+    "temperature": 2.0,
+}
+ADAMW = {
+    "lr": 3e-4,
+    "final_lr": 3e-5,
+    "warmup": 2000,
+    "encoder_scale": 0.1,
+    "betas": (0.9, 0.95),
+    "weight_decay": 0.1,
+    "clip": 1.0,  # not in the paper; a choice
+    "ema": 0.9999,
+}
+SAMPLES = {"image_rec": 2048, "video_rec": 512, "asset_rec": 256, "video_sem": 1024, "asset_sem": 1024}
+STAGES = {  # latent channels, pixels of image sides, of video sides (None: it draws no clips)
+    "image": (32, (64, 512), None),
+    "video": (48, (64, 1024), (64, 512)),
+    "asset": (48, (64, 2048), (64, 1024)),
+    "fsq": (48, (64, 2048), (64, 1024)),
+}
+STACKS = {  # width, blocks, heads and MLP of the encoder and of the decoder
+    "so400m": (1152, 27, 16, 4304),
+    "base": (768, 12, 12, 3072),
+    "tiny": (144, 3, 2, 576),  # ours
+}
+
+
+def test_losses_and_optimiser_are_the_published_ones() -> None:
+    assert asdict(Weights()) == LOSSES
+    assert asdict(Optim()) == ADAMW
+    for name in ("so400m", "base"):
+        assert CURRICULA[name].weights == Weights()
+        assert CURRICULA[name].optim == Optim()
+    # The small one has the same losses; it starts from nothing, and has few steps.
+    assert CURRICULA["tiny"].weights == Weights()
+    small = {"lr": 1e-3, "final_lr": 1e-4, "warmup": 100, "encoder_scale": 1.0, "ema": 0.99}
+    assert asdict(CURRICULA["tiny"].optim) == {**ADAMW, **small}
+
+
+@pytest.mark.parametrize("name", ["so400m", "base"])
+def test_samples_of_the_stages_are_the_published_ones(name: str) -> None:
+    recipe = CURRICULA[name]
+    assert [stage.name for stage in recipe.stages] == list(STAGES)
+    for stage in recipe.stages:
+        latent, image_side, video_side = STAGES[stage.name]
+        assert stage.latent_channels == latent
+        assert stage.bottleneck == ("fsq" if stage.name == "fsq" else "gaussian")
+        assert stage.distill == 8192
+        assert stage.batch == SAMPLES
+        assert stage.image_side == image_side
+        if video_side:
+            assert stage.video_side == video_side
+        assert (stage.frames, stage.strides, stage.clip_frames) == ((16, 32), (1, 12), 64)
+
+
+def test_samples_of_the_small_recipe() -> None:
+    for stage in CURRICULA["tiny"].stages:
+        assert stage.latent_channels == STAGES[stage.name][0]
+        assert (stage.steps, stage.distill, stage.batch) == (4000, 16, dict.fromkeys(SAMPLES, 16))
+        assert stage.image_side == stage.video_side == (64, 160)
+        assert (stage.frames, stage.strides, stage.clip_frames) == ((4, 8), (1, 3), 8)
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_sizes_of_the_networks(name: str) -> None:
+    base = CURRICULA[name].base
+    for stack in (base.encoder, base.decoder):
+        assert (stack.width, stack.blocks, stack.heads, stack.mlp) == STACKS[name]
+    assert (base.encoder.norm, base.encoder.bias, base.encoder.qk_norm) == ("layer", True, False)
+    assert (base.decoder.norm, base.decoder.bias, base.decoder.qk_norm) == ("rms", False, True)
+
+
+def test_the_stages_make_the_networks_that_were_published() -> None:
+    recipe = CURRICULA["so400m"]
+    published = ("so400m-stage1", "so400m-continuous", "so400m-continuous", "so400m-discrete")
+    for stage, variant in zip(recipe.stages, published, strict=True):
+        assert recipe.model(stage) == VARIANTS[variant], stage.name
 
 
 def test_shares_of_the_tasks_are_the_published_ninths() -> None:
