@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from model import weights
+from model.config import VARIANTS, ModelConfig
+from model.errors import WeightsError
 from model.network import ATokenNet
 from training.batches import Source
 from training.chain import Work, run_stages
@@ -20,7 +22,7 @@ from training.shard_order import Corpus
 from training.shard_source import ShardSource
 from training.shards import open_shards
 from training.siglip2 import init_from_siglip2
-from training.stages import ABLATIONS, CURRICULA, Recipe, Stage, override
+from training.stages import ABLATIONS, CURRICULA, Recipe, Stage, finetune, override
 from training.teachers import TeacherPaths, Teachers, load_teachers, random_teachers
 
 MODALITIES = ("images", "videos", "assets")
@@ -36,13 +38,20 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--out", type=Path, help="folder of the run (default runs/RECIPE)")
     made.add_argument("--stage", help="this stage only, from --start")
     made.add_argument("--ablation", choices=sorted(ABLATIONS), action="append", default=[])
+    made.add_argument("--finetune", metavar="STAGE", help="this stage only, from --start, at a low rate")
+    made.add_argument("--steps", type=int, help="of --finetune (default a tenth of the stage's)")
     made.add_argument(
         "--set", dest="changes", metavar="KEY=VALUE", action="append", default=[], help="change the recipe"
     )
     add_data(made, "drawn shapes instead")
     start = made.add_argument_group("start")
     start.add_argument("--init", type=Path, metavar="FOLDER", help="SigLIP 2 folder for the encoder of the first stage")
-    start.add_argument("--start", type=Path, metavar="FILE", help="weights of the stage before")
+    start.add_argument(
+        "--start",
+        metavar="[VARIANT=]FILE",
+        help="weights to begin with, ours or published ones (.pt); without VARIANT a .pt is taken to be of the size of "
+        f"the first stage that is trained; there are {', '.join(VARIANTS)}",
+    )
     add_teachers(made)
     how = add_how(made)
     how.add_argument("--log-every", type=int, default=50)
@@ -87,10 +96,19 @@ def add_how(made: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 
 
 def recipe_of(given: argparse.Namespace) -> Recipe:
-    """The named recipe with its ablations, changes and stage. Raises ValueError for unknown keys and stages."""
+    """The named recipe with its ablations, changes and stage.
+
+    Raises ValueError for unknown keys and stages, and for words that make no sense together.
+    """
     recipe = CURRICULA[given.recipe]
     for name in given.ablation:
         recipe = ABLATIONS[name](recipe)
+    if given.finetune:
+        if not given.start:
+            raise ValueError("--finetune without --start; wanted the weights to go on from, [VARIANT=]FILE")
+        recipe = finetune(recipe, given.finetune, given.steps)
+    elif given.steps is not None:
+        raise ValueError(f"--steps {given.steps} is of --finetune; else --set stages.STAGE.steps={given.steps}")
     recipe = override(recipe, given.changes)
     if given.stage:
         recipe = replace(recipe, stages=(recipe.stage(given.stage),))
@@ -122,17 +140,40 @@ def run(given: argparse.Namespace) -> bool:
         )
 
 
-def start_of(recipe: Recipe, init: Path | None, start: Path | None = None) -> ATokenNet | None:
-    """What the first stage begins with: SigLIP 2 in the encoder, weights, or (None) fresh ones."""
+def start_of(recipe: Recipe, init: Path | None, start: str | None = None) -> ATokenNet | None:
+    """What the first stage begins with: SigLIP 2 in the encoder, weights, or (None) fresh ones.
+
+    start: [VARIANT=]FILE. Raises WeightsError for a file that is not there or of another size.
+    """
     if start and init:
         raise ValueError("--start and --init: wanted one of them, weights or a SigLIP 2 folder")
     if start:
-        return weights.load(start)
+        return _weights_of(start, recipe.model(recipe.stages[0]))
     if init:
         net = fresh(recipe.model(recipe.stages[0]), recipe.seed)
         init_from_siglip2(net, init)
         return net
     return None
+
+
+def _weights_of(start: str, own: ModelConfig) -> ATokenNet:
+    """Weights from [VARIANT=]FILE. own: sizes of the stage that is to begin, for a file that does not say its own."""
+    # A path may have a = of its own.
+    variant, name = "", start
+    if "=" in start and not Path(start).exists():
+        variant, _, name = start.partition("=")
+    if variant and variant not in VARIANTS:
+        raise ValueError(f"--start {start}: variant {variant!r}; there are {', '.join(VARIANTS)}")
+    path = Path(name)
+    if variant or path.suffix == ".safetensors":
+        return weights.load(path, VARIANTS.get(variant))
+    try:
+        return weights.load(path, own)
+    except WeightsError as error:
+        raise WeightsError(
+            f"{error}. Without a variant it is taken to be of the size of the stage that begins; if it is of another, "
+            f"VARIANT=FILE says so, VARIANT one of {', '.join(VARIANTS)}"
+        ) from error
 
 
 def teachers_of(given: argparse.Namespace, width: int, device: str) -> tuple[Teachers, Tokenize]:

@@ -6,13 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from model import weights
+from model.config import VARIANTS
+from model.network import ATokenNet
 from tests.training.shard_files import write_images
 from tests.training.tiny_run import WIDTH, recipe
 from training.fresh import fresh
 from training.shard_file import OpenShard
+from training.stages import CURRICULA
 from training.train import main
+from training.widen import widen_latents
 
 SMALL = [f"stages.{stage}.{key}" for stage in ("image", "video", "asset", "fsq") for key in ("steps=2", "distill=2")]
 CHANGES = [word for change in [*SMALL, "tokens=256"] for word in ("--set", change)]
@@ -69,6 +74,16 @@ def test_shards_without_an_index_are_counted_once(tmp_path: Path, monkeypatch: p
         (["tiny", "--random-teachers"], "stage image draws image_rec: no shards of images are given"),
         (["tiny", "--set", "optim.momentum=1"], "unknown key 'optim.momentum': optim has lr"),
         (["tiny", "--stage", "five"], "stage 'five'; tiny has image, video, asset, fsq"),
+        (["tiny", "--finetune", "asset"], "--finetune without --start; wanted the weights to go on from"),
+        (["tiny", "--steps", "5"], "--steps 5 is of --finetune"),
+        (
+            ["tiny", "--finetune", "asset", "--start", "huge=x.pt", "--generated", "--random-teachers"],
+            "variant 'huge'; there are so400m-continuous",
+        ),
+        (
+            ["tiny", "--finetune", "asset", "--start", "so400m-continuous=no.pt", "--generated", "--random-teachers"],
+            "no.pt: no such file",
+        ),
         (["tiny", "--random-teachers", "--images", "nowhere/*.tar"], "no shards in nowhere/*.tar"),
         (["huge"], "unknown name 'huge'"),
         ([], "unknown name ''"),
@@ -91,6 +106,59 @@ def test_weights_of_another_size_are_refused(tmp_path: Path, capsys: pytest.Capt
     words = ["--generated", "--random-teachers", "--stage", "video", "--start", str(tmp_path / "other.safetensors")]
     assert main(["tiny", "--out", str(tmp_path / "run"), *CHANGES, *words]) == 2
     assert f"blocks of width {WIDTH}" in capsys.readouterr().err
+
+
+def published(path: Path, stage: str) -> ATokenNet:
+    """Weights of a stage of the recipe tiny, written as the published ones are: a plain state dict."""
+    plan = CURRICULA["tiny"]
+    net = fresh(plan.model(plan.stage(stage)), 5)
+    assert "encoder.blocks.0.attn.to_qkv.weight" in net.state_dict()  # as in the published files
+    torch.save(net.state_dict(), path)
+    return net
+
+
+STILL = ["optim.lr=0", "optim.final_lr=0", "tokens=512"]
+"""Nothing moves at a rate of 0: what is written is what the first step began with."""
+
+
+@pytest.mark.parametrize("stage", ["image", "fsq"])
+def test_finetuning_goes_on_from_a_published_checkpoint(stage: str, tmp_path: Path) -> None:
+    net = published(tmp_path / "stage.pt", stage)
+    words = ["--finetune", stage, "--steps", "1", "--start", str(tmp_path / "stage.pt"), "--generated"]
+    changes = [*STILL, f"stages.{stage}.distill=2", f'stages.{stage}.batch={{"image_rec": 2, "video_rec": 2}}']
+    changes += [f'stages.{stage}.cycle=["image_rec"]', "weights.lpips=0", "weights.gram=0"]
+    words += ["--random-teachers", *(word for change in changes for word in ("--set", change))]
+    assert main(["tiny", "--out", str(tmp_path / "run"), *words]) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["name"], len(config["stages"]), config["stages"][0]["steps"]) == ("tiny-finetune", 1, 1)
+    written = weights.load(tmp_path / "run" / f"{stage}.safetensors").state_dict()
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(written[name], value, rtol=0, atol=1e-6, msg=name)
+
+
+def test_a_start_of_another_stage_is_named_by_its_variant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = CURRICULA["tiny"]
+    first, second = plan.model(plan.stage("image")), plan.model(plan.stage("video"))
+    net = published(tmp_path / "a=b.pt", "image")
+    words = ["tiny", "--out", str(tmp_path / "run"), "--finetune", "video", "--steps", "1", "--generated"]
+    changes = [
+        *STILL,
+        "stages.video.distill=0",
+        'stages.video.cycle=["video_rec"]',
+        'stages.video.batch={"video_rec": 1}',
+    ]
+    words += ["--random-teachers", *(word for change in changes for word in ("--set", change))]
+    assert main([*words, "--start", str(tmp_path / "a=b.pt")]) == 2
+    said = capsys.readouterr().err
+    assert "has shape [64, 144]; wanted [96, 144]" in said
+    assert "VARIANT=FILE says so" in said
+    monkeypatch.setitem(VARIANTS, "small-stage1", first)
+    assert main([*words, "--start", f"small-stage1={tmp_path / 'a=b.pt'}"]) == 0
+    written = weights.load(tmp_path / "run" / "video.safetensors").state_dict()
+    for name, value in widen_latents(net.state_dict(), first, second, plan.seed).items():
+        torch.testing.assert_close(written[name], value, rtol=0, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize("ablation", ["patchgan", "modality-rope", "no-gram"])
