@@ -22,7 +22,7 @@ from training.shard_order import Corpus
 from training.shard_source import ShardSource
 from training.shards import open_shards
 from training.siglip2 import init_from_siglip2
-from training.stages import ABLATIONS, CURRICULA, Recipe, Stage, finetune, override
+from training.stages import ABLATIONS, CURRICULA, Recipe, Stage, Weights, finetune, override
 from training.teachers import TeacherPaths, Teachers, load_teachers, random_teachers
 
 MODALITIES = ("images", "videos", "assets")
@@ -121,7 +121,7 @@ def run(given: argparse.Namespace) -> bool:
     width = recipe.base.encoder.width
     with joined() as ranks:
         say = print if ranks.first else _silent
-        teachers, tokenize = teachers_of(given, width, ranks.device.type)
+        teachers, tokenize = teachers_of(given, width, ranks.device.type, _unused(recipe.weights))
         corpora = corpora_of(given)
         work = Work(
             source=partial(_source, given, corpora, recipe.seed, ranks.world),
@@ -176,12 +176,23 @@ def _weights_of(start: str, own: ModelConfig) -> ATokenNet:
         ) from error
 
 
-def teachers_of(given: argparse.Namespace, width: int, device: str) -> tuple[Teachers, Tokenize]:
-    """The teachers that are named, or random ones where that is asked for. width: of the encoder."""
+def _unused(losses: Weights) -> list[str]:
+    """Teachers that only losses of weight 0 would ask."""
+    asked = {"vgg": losses.lpips or losses.gram, "lpips": losses.lpips, "clip": losses.clip}
+    return [name for name, weight in asked.items() if not weight]
+
+
+def teachers_of(
+    given: argparse.Namespace, width: int, device: str, unused: Sequence[str] = ()
+) -> tuple[Teachers, Tokenize]:
+    """The teachers that are named, or random ones where that is asked for.
+
+    width: of the encoder. unused: those that may be left out.
+    """
     if given.random_teachers:
         return random_teachers(width, seed=0, device=device), hash_tokens
     paths = TeacherPaths(vgg=given.vgg, lpips=given.lpips, clip=given.clip, siglip2=given.siglip2)
-    teachers = load_teachers(paths, width, device)
+    teachers = load_teachers(paths, width, device, unused)
     from training.text import CaptionTokens
 
     return teachers, CaptionTokens(given.siglip2)

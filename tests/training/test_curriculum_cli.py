@@ -71,6 +71,10 @@ def test_shards_without_an_index_are_counted_once(tmp_path: Path, monkeypatch: p
     ("words", "message"),
     [
         (["tiny", "--generated"], "missing teachers:\n  vgg (not given). VGG16 of torchvision: curl"),
+        (
+            ["tiny", "--generated", "--set", "weights.clip=0", "--set", "weights.lpips=0", "--set", "weights.gram=0"],
+            "missing teachers:\n  siglip2 (not given). SigLIP 2, both towers",
+        ),
         (["tiny", "--random-teachers"], "stage image draws image_rec: no shards of images are given"),
         (["tiny", "--set", "optim.momentum=1"], "unknown key 'optim.momentum': optim has lr"),
         (["tiny", "--stage", "five"], "stage 'five'; tiny has image, video, asset, fsq"),
