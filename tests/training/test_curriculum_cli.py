@@ -11,10 +11,11 @@ import torch
 from model import weights
 from model.config import VARIANTS
 from model.network import ATokenNet
-from tests.training.shard_files import write_images
+from tests.training.shard_files import picture, write_images
 from tests.training.tiny_run import WIDTH, recipe
 from training.fresh import fresh
-from training.shard_file import OpenShard
+from training.shard_file import OpenShard, Record
+from training.shards import ShardWriter
 from training.stages import CURRICULA
 from training.train import main
 from training.widen import widen_latents
@@ -110,6 +111,36 @@ def test_weights_of_another_size_are_refused(tmp_path: Path, capsys: pytest.Capt
     words = ["--generated", "--random-teachers", "--stage", "video", "--start", str(tmp_path / "other.safetensors")]
     assert main(["tiny", "--out", str(tmp_path / "run"), *CHANGES, *words]) == 2
     assert f"blocks of width {WIDTH}" in capsys.readouterr().err
+
+
+def test_bad_samples_are_in_the_metrics_and_another_order_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ShardWriter(tmp_path / "shards", "images") as writer:
+        for number in range(8):
+            media = picture(number) if number % 4 else b"\x89PNG broken"
+            writer.write(Record(f"s{number}", "png", media, "a picture"))
+    words = ["tiny", "--out", str(tmp_path / "run"), "--images", str(tmp_path / "shards"), "--random-teachers"]
+    changes = ["stages.image.steps=2", "stages.image.distill=2", 'stages.image.batch={"image_rec": 8}', "tokens=512"]
+    changes += ["weights.lpips=0", "weights.gram=0", "weights.clip=0"]
+    words += ["--stage", "image", "--log-every", "1", *(word for change in changes for word in ("--set", change))]
+    assert main([*words, "--most-bad", "0.9"]) == 0
+    # Two epochs of eight, of which two are bad, four to describe, and those that came in the place of others.
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    counts = [record["left_out"] for record in records if "left_out" in record]
+    assert len(counts) == 2
+    assert sum(counts) >= 4
+    said = capsys.readouterr().out
+    assert f"left_out {counts[0]:.4g}" in said
+    assert f"stage image: {sum(counts):.0f} of {20 + sum(counts):.0f} samples that were drawn cannot be used" in said
+    (tmp_path / "run" / "image.safetensors").unlink()  # only checkpoints are left, as of a run that was stopped
+    assert main([*words, "--most-bad", "0.9", "--lanes", "4"]) == 2
+    assert "saw its samples in another order (lanes: 8, now 4); wanted the shards" in capsys.readouterr().err
+    wider = ["--most-bad", "0.9", "--set", "stages.image.latent_channels=40"]
+    assert main([*words, *wider]) == 2
+    assert "is of another recipe" in capsys.readouterr().err
+    assert main([*words, "--most-bad", "0.8", "--workers", "1"]) == 0
+    assert "image: going on from step 2" in capsys.readouterr().out
 
 
 def published(path: Path, stage: str) -> ATokenNet:
