@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from model.blocks import Block
 from model.network import ATokenNet
 from model.packed import PackedTokens
-from training.losses import item_means
+from training.losses import item_means, kl_rows
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Student(nn.Module):
             else:
                 mean, logvar = mean.float(), logvar.float()
                 latents = mean if noise is None else mean + (logvar / 2).exp() * noise
-                kl = item_means(0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(-1), tuple(items))
+                kl = item_means(kl_rows(mean, logvar), tuple(items))
             values = net.config.patch_values if bool(packed.moving.any()) else net.config.frame_values
             decoded = net.decode(packed.with_feats(latents), values).float()
         if embed:
