@@ -41,6 +41,14 @@ class Source(Protocol):
         """Samples that the next draw of this kind asks for: they may be made while the step goes on."""
         ...
 
+    def left_out(self) -> int:
+        """Samples so far that could not be used, and that others took the place of."""
+        ...
+
+    def order(self) -> dict[str, str]:
+        """What the order of samples depends on, in words, by what it is; a run goes on only with the same."""
+        ...
+
     def close(self) -> None:
         """No more is drawn."""
         ...

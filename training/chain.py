@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
@@ -26,6 +28,9 @@ from training.stages import Recipe, Stage
 from training.student import Student
 from training.teachers import Teachers
 from training.widen import widen_latents
+
+RECIPE_KEY = "recipe"
+"""In the header of STAGE.safetensors: the recipe that it was trained with, of this stage alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +66,12 @@ def run_stages(
 
     start: the network of step 0 of the first stage (default: fresh weights from the seed). stop_at: step at which to
     leave a stage, by name. Returns whether all are done. Leaves STAGE.safetensors, the averaged weights, and
-    STAGE/step-* for each. Raises ValueError where a start does not fit its stage.
+    STAGE/step-* for each. Raises ValueError where a start does not fit its stage, and before the first step where the
+    folder has a stage that was done with another recipe.
     """
     before: ATokenNet | None = start
+    for stage in recipe.stages:
+        _check_done(folder / f"{stage.name}.safetensors", recipe, stage)
     for stage in recipe.stages:
         done = folder / f"{stage.name}.safetensors"
         if not done.is_file():
@@ -76,6 +84,47 @@ def run_stages(
                 return False
         before = weights.load(done)
     return True
+
+
+def _of_stage(recipe: Recipe, stage: Stage) -> dict[str, Any]:
+    """What the weights of a stage depend on, as it comes back from JSON; other stages may still be changed."""
+    plain: dict[str, Any] = json.loads(json.dumps(replace(recipe, stages=(stage,)).to_json()))
+    return plain
+
+
+def _check_done(path: Path, recipe: Recipe, stage: Stage) -> None:
+    """Raise ValueError if this stage was done with another recipe, naming what differs.
+
+    Of weights that were put there by hand, which name no recipe, the sizes are compared.
+    """
+    if not path.is_file():
+        return
+    config = weights.read_config(path)  # says what is wrong with a damaged file
+    wanted = _of_stage(recipe, stage)
+    with safe_open(path, framework="pt") as file:
+        header = (file.metadata() or {}).get(RECIPE_KEY)
+    if header is None:
+        if config != recipe.model(stage):
+            raise ValueError(f"{path} is of other sizes than the stage {stage.name}; wanted another --out")
+        return
+    found = json.loads(header)
+    if other := _differences(found, wanted):
+        raise ValueError(
+            f"{path} is of another recipe ({', '.join(other[:4])}); wanted the recipe that this run was begun with, or "
+            "another --out"
+        )
+
+
+def _differences(found: Any, wanted: Any, where: str = "") -> list[str]:
+    """Places at which two plain values differ, with both."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        names = dict.fromkeys([*wanted, *found])
+        parts = [(f"{where}.{name}" if where else name, found.get(name), wanted.get(name)) for name in names]
+    elif isinstance(found, list) and isinstance(wanted, list) and found and isinstance(found[0], dict):
+        parts = [(where, one, other) for one, other in zip(found, wanted, strict=True)]
+    else:
+        return [] if found == wanted else [f"{where} {found}, now {wanted}"]
+    return [line for name, one, other in parts for line in _differences(one, other, name)]
 
 
 def _first_step(recipe: Recipe, stage: Stage, before: ATokenNet | None) -> ATokenNet:
@@ -142,8 +191,9 @@ def _run_stage(
     if records is not None:
         note = f"stage {stage.name} of {recipe.name}, {stage.steps} steps, seed {recipe.seed}, rope {recipe.rope}"
         partial = folder / f"{stage.name}.partial"
+        header = {weights.NOTE_KEY: note, RECIPE_KEY: json.dumps(_of_stage(recipe, stage))}
         try:
-            weights.save(final, partial, metadata={weights.NOTE_KEY: note})
+            weights.save(final, partial, metadata=header)
         except (OSError, SafetensorError) as error:
             raise SaveError(f"{stage.name}.safetensors not written: {error}{space_left(folder)}") from error
         partial.rename(folder / f"{stage.name}.safetensors")

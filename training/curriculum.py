@@ -32,7 +32,7 @@ from training.optimizer import learning_rate, optimizer_of, set_rate
 from training.patchgan import Critic
 from training.ranks import Ranks, spread
 from training.run_folder import RunFolder
-from training.snapshots import Snapshots
+from training.snapshots import Snapshots, progress_of
 from training.stages import Recipe, Stage, Task
 from training.stopping import terminated
 from training.student import Student
@@ -94,6 +94,7 @@ class StageTrainer:
         self.average = Average(self.student, recipe.optim.ema)
         self.critic = Critic(ranks, recipe.seed) if recipe.weights.adversarial else None
         self._judged: Pictures | None = None
+        self._left_out = source.left_out()
         self.progress = Progress()
 
     def run(
@@ -137,18 +138,31 @@ class StageTrainer:
         return self.progress.step >= self.stage.steps
 
     def restore(self, snapshots: Snapshots) -> None:
-        """Go on where the last whole checkpoint was written."""
-        values = snapshots.load(self.student, self.average, self.optimizer, self.critic)
+        """Go on where the last whole checkpoint was written.
+
+        Raises ValueError where that is of another recipe or stage, or its samples came in another order.
+        """
+        # Compared before anything is read, which would fail in its own way where sizes are others.
+        values = progress_of(snapshots.newest())
         wanted = {"recipe": self.recipe.to_json(), "stage": self.stage.name}
         for name, value in wanted.items():
             if values[name] != _plain(value):
                 raise ValueError(
                     f"{snapshots.newest()} is of another {name}; wanted the {name} that this run was begun with"
                 )
+        order = self.source.order()
+        before = values.get("order", order)  # older checkpoints do not say
+        if other := [name for name in {**before, **order} if before.get(name) != order.get(name)]:
+            words = "; ".join(f"{name}: {before.get(name, 'none')}, now {order.get(name, 'none')}" for name in other)
+            raise ValueError(
+                f"{snapshots.newest()} saw its samples in another order ({words}); wanted the shards, weights and "
+                "--lanes that this run was begun with"
+            )
+        snapshots.load(self.student, self.average, self.optimizer, self.critic)
         self.progress = Progress(step=int(values["step"]), drawn=dict(values["drawn"]))
 
     def train_step(self) -> dict[str, float]:
-        """One step of the optimiser. Returns unweighted terms, the total, norm and rate.
+        """One step of the optimiser. Returns unweighted terms, the total, norm and rate, tokens and samples left out.
 
         Raises NotFiniteError before the optimiser moves anything.
         """
@@ -162,7 +176,9 @@ class StageTrainer:
         task = stage.task(step)
         tokens += self._task_pass(task, stage.batch[task], sums)
         norm = self._clip()
-        values = self.ranks.sums({**sums, "tokens": float(tokens)})
+        left_out = self.source.left_out()
+        values = self.ranks.sums({**sums, "tokens": float(tokens), "left_out": float(left_out - self._left_out)})
+        self._left_out = left_out
         if not all(math.isfinite(value) for value in (*values.values(), norm)):
             raise NotFiniteError(f"stage {stage.name}, step {step}: {values}, gradient norm {norm}")
         self.optimizer.step()
@@ -259,6 +275,7 @@ class StageTrainer:
             "stage": self.stage.name,
             "step": self.progress.step,
             "drawn": self.progress.drawn,
+            "order": self.source.order(),
         }
         snapshots.save(self.progress.step, self.student, self.average, self.optimizer, progress, self.critic, wait=wait)
         if wait:

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from model import weights
+from model.config import VARIANTS, ModelConfig
+from model.errors import WeightsError
 from model.network import ATokenNet
 from training.batches import Source
 from training.chain import Work, run_stages
@@ -20,7 +22,7 @@ from training.shard_order import Corpus
 from training.shard_source import ShardSource
 from training.shards import open_shards
 from training.siglip2 import init_from_siglip2
-from training.stages import ABLATIONS, CURRICULA, Recipe, Stage, override
+from training.stages import ABLATIONS, CURRICULA, Recipe, Stage, Weights, finetune, override
 from training.teachers import TeacherPaths, Teachers, load_teachers, random_teachers
 
 MODALITIES = ("images", "videos", "assets")
@@ -36,13 +38,20 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--out", type=Path, help="folder of the run (default runs/RECIPE)")
     made.add_argument("--stage", help="this stage only, from --start")
     made.add_argument("--ablation", choices=sorted(ABLATIONS), action="append", default=[])
+    made.add_argument("--finetune", metavar="STAGE", help="this stage only, from --start, at a low rate")
+    made.add_argument("--steps", type=int, help="of --finetune (default a tenth of the stage's)")
     made.add_argument(
         "--set", dest="changes", metavar="KEY=VALUE", action="append", default=[], help="change the recipe"
     )
     add_data(made, "drawn shapes instead")
     start = made.add_argument_group("start")
     start.add_argument("--init", type=Path, metavar="FOLDER", help="SigLIP 2 folder for the encoder of the first stage")
-    start.add_argument("--start", type=Path, metavar="FILE", help="weights of the stage before")
+    start.add_argument(
+        "--start",
+        metavar="[VARIANT=]FILE",
+        help="weights to begin with, ours or published ones (.pt); without VARIANT a .pt is taken to be of the size of "
+        f"the first stage that is trained; there are {', '.join(VARIANTS)}",
+    )
     add_teachers(made)
     how = add_how(made)
     how.add_argument("--shard", action="store_true", help="FSDP2 with one process too, to try it on one GPU")
@@ -88,10 +97,19 @@ def add_how(made: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 
 
 def recipe_of(given: argparse.Namespace) -> Recipe:
-    """The named recipe with its ablations, changes and stage. Raises ValueError for unknown keys and stages."""
+    """The named recipe with its ablations, changes and stage.
+
+    Raises ValueError for unknown keys and stages, and for words that make no sense together.
+    """
     recipe = CURRICULA[given.recipe]
     for name in given.ablation:
         recipe = ABLATIONS[name](recipe)
+    if given.finetune:
+        if not given.start:
+            raise ValueError("--finetune without --start; wanted the weights to go on from, [VARIANT=]FILE")
+        recipe = finetune(recipe, given.finetune, given.steps)
+    elif given.steps is not None:
+        raise ValueError(f"--steps {given.steps} is of --finetune; else --set stages.STAGE.steps={given.steps}")
     recipe = override(recipe, given.changes)
     if given.stage:
         recipe = replace(recipe, stages=(recipe.stage(given.stage),))
@@ -104,7 +122,7 @@ def run(given: argparse.Namespace) -> bool:
     width = recipe.base.encoder.width
     with joined(shard=given.shard) as ranks:
         say = print if ranks.first else _silent
-        teachers, tokenize = teachers_of(given, width, ranks.device.type)
+        teachers, tokenize = teachers_of(given, width, ranks.device.type, _unused(recipe.weights))
         corpora = corpora_of(given)
         work = Work(
             source=partial(_source, given, corpora, recipe.seed, ranks.world),
@@ -123,12 +141,15 @@ def run(given: argparse.Namespace) -> bool:
         )
 
 
-def start_of(recipe: Recipe, init: Path | None, start: Path | None = None) -> ATokenNet | None:
-    """What the first stage begins with: SigLIP 2 in the encoder, weights, or (None) fresh ones."""
+def start_of(recipe: Recipe, init: Path | None, start: str | None = None) -> ATokenNet | None:
+    """What the first stage begins with: SigLIP 2 in the encoder, weights, or (None) fresh ones.
+
+    start: [VARIANT=]FILE. Raises WeightsError for a file that is not there or of another size.
+    """
     if start and init:
         raise ValueError("--start and --init: wanted one of them, weights or a SigLIP 2 folder")
     if start:
-        return weights.load(start)
+        return _weights_of(start, recipe.model(recipe.stages[0]))
     if init:
         net = fresh(recipe.model(recipe.stages[0]), recipe.seed)
         init_from_siglip2(net, init)
@@ -136,12 +157,43 @@ def start_of(recipe: Recipe, init: Path | None, start: Path | None = None) -> AT
     return None
 
 
-def teachers_of(given: argparse.Namespace, width: int, device: str) -> tuple[Teachers, Tokenize]:
-    """The teachers that are named, or random ones where that is asked for. width: of the encoder."""
+def _weights_of(start: str, own: ModelConfig) -> ATokenNet:
+    """Weights from [VARIANT=]FILE. own: sizes of the stage that is to begin, for a file that does not say its own."""
+    # A path may have a = of its own.
+    variant, name = "", start
+    if "=" in start and not Path(start).exists():
+        variant, _, name = start.partition("=")
+    if variant and variant not in VARIANTS:
+        raise ValueError(f"--start {start}: variant {variant!r}; there are {', '.join(VARIANTS)}")
+    path = Path(name)
+    if variant or path.suffix == ".safetensors":
+        return weights.load(path, VARIANTS.get(variant))
+    try:
+        return weights.load(path, own)
+    except WeightsError as error:
+        raise WeightsError(
+            f"{error}. Without a variant it is taken to be of the size of the stage that begins; if it is of another, "
+            f"VARIANT=FILE says so, VARIANT one of {', '.join(VARIANTS)}"
+        ) from error
+
+
+def _unused(losses: Weights) -> list[str]:
+    """Teachers that only losses of weight 0 would ask."""
+    asked = {"vgg": losses.lpips or losses.gram, "lpips": losses.lpips, "clip": losses.clip}
+    return [name for name, weight in asked.items() if not weight]
+
+
+def teachers_of(
+    given: argparse.Namespace, width: int, device: str, unused: Sequence[str] = ()
+) -> tuple[Teachers, Tokenize]:
+    """The teachers that are named, or random ones where that is asked for.
+
+    width: of the encoder. unused: those that may be left out.
+    """
     if given.random_teachers:
         return random_teachers(width, seed=0, device=device), hash_tokens
     paths = TeacherPaths(vgg=given.vgg, lpips=given.lpips, clip=given.clip, siglip2=given.siglip2)
-    teachers = load_teachers(paths, width, device)
+    teachers = load_teachers(paths, width, device, unused)
     from training.text import CaptionTokens
 
     return teachers, CaptionTokens(given.siglip2)

@@ -31,7 +31,10 @@ from model.gaussian_decoder import GaussianDecoder
 from model.image_metrics import psnr, ssim
 from model.rasterizer import render
 from training.gaussian_start import colour_start
+from training.perceptual import LPIPS, load_lpips
 from training.rendered import RenderedWeights, rendered_loss
+from training.teachers import COMMANDS, verify
+from training.vgg import VGG16, load_vgg
 
 LIMITS = Limits.local()
 TARGETS, TARGET_SIDE = 24, 512
@@ -112,10 +115,37 @@ def take_shot(item: Object, chance: np.random.Generator, side: int = CROP) -> Sh
     return Shot(picture=picture, world_to_camera=item.world_to_camera[view], intrinsics=intrinsics)
 
 
-def loss_of(net: GaussianDecoder, item: Object, feats: Tensor, shot: Shot) -> Tensor:
-    """Of one rendered view, as published but for LPIPS, for which no network ships."""
+Perceptual = tuple[VGG16, LPIPS]
+"""Networks of the LPIPS term."""
+
+
+def loss_of(
+    net: GaussianDecoder, item: Object, feats: Tensor, shot: Shot, perceptual: Perceptual | None = None
+) -> Tensor:
+    """Of one rendered view: L1, SSIM and, where its networks are given (none ships), LPIPS."""
     splats = net.splats(net(feats, item.coords), item.coords)
-    return rendered_loss(splats, shot.picture, shot.world_to_camera, shot.intrinsics, weights=RenderedWeights())
+    return rendered_loss(
+        splats, shot.picture, shot.world_to_camera, shot.intrinsics, weights=RenderedWeights(), perceptual=perceptual
+    )
+
+
+def perceptual_of(vgg: Path | None, lpips: Path | None) -> Perceptual | None:
+    """Networks of the LPIPS term from their files, or None without both.
+
+    Raises FileNotFoundError for one that is not there or not given with the other, and how to get it; ValueError for
+    one of another size or checksum.
+    """
+    paths = {"vgg": vgg, "lpips": lpips}
+    if not any(paths.values()):
+        return None
+    absent = [name for name, path in paths.items() if path is None or not path.is_file()]
+    if absent or vgg is None or lpips is None:
+        raise FileNotFoundError(
+            "; ".join(f"--{name} {paths[name] or 'not given'}: no such file. {COMMANDS[name]}" for name in absent)
+        )
+    verify(vgg)
+    verify(lpips)
+    return load_vgg(vgg), load_lpips(lpips)
 
 
 @torch.inference_mode()
@@ -134,9 +164,19 @@ def score(net: GaussianDecoder, items: Sequence[Object]) -> dict[str, float]:
 
 
 def train(
-    items: Sequence[Object], *, seconds: float, steps: int, rate: float, seed: int, log: Path | None = None
+    items: Sequence[Object],
+    *,
+    seconds: float,
+    steps: int,
+    rate: float,
+    seed: int,
+    log: Path | None = None,
+    perceptual: Perceptual | None = None,
 ) -> tuple[GaussianDecoder, int]:
-    """Train from the colour start until the time or the steps are over; returns the decoder and the steps taken."""
+    """Train from the colour start until the time or the steps are over; returns the decoder and the steps taken.
+
+    log: a file that gets the lines, too. perceptual: adds the LPIPS term.
+    """
     net = colour_start(seed=seed)
     chance = np.random.default_rng(seed)
     optimizer = AdamW(net.parameters(), lr=rate, weight_decay=0.01)
@@ -145,7 +185,7 @@ def train(
     while taken < steps and time.monotonic() - begin < seconds:
         item = items[int(chance.integers(len(items)))]
         feats = item.feats if chance.random() < 0.3 else item.decoded
-        loss = loss_of(net, item, feats, take_shot(item, chance))
+        loss = loss_of(net, item, feats, take_shot(item, chance), perceptual)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"step {taken}: the loss of {item.name} is {float(loss.detach())}")
         optimizer.zero_grad(set_to_none=True)
@@ -177,7 +217,7 @@ def _halved(picture: np.ndarray) -> np.ndarray:
     return ((blocks.sum(axis=(1, 3)) + 2) // 4).astype(np.uint8)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Entry of `python -m training.gaussians`."""
     parser = argparse.ArgumentParser(description="Train a small Gaussian decoder on a folder of meshes.")
     parser.add_argument("meshes", type=Path, help="folder with train/ and eval/, of mesh files")
@@ -187,7 +227,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--rate", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+    parser.add_argument("--vgg", type=Path, metavar="FILE", help="torchvision's VGG16, with --lpips: adds that term")
+    parser.add_argument("--lpips", type=Path, metavar="FILE", help="published heads of VGG")
+    given = parser.parse_args(arguments)
+    try:
+        perceptual = perceptual_of(given.vgg, given.lpips)
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
     tokenizer = Tokenizer.load(given.tokenizer, device="cpu")
     sets: dict[str, list[Object]] = {"train": [], "eval": []}
     for name, items in sets.items():
@@ -204,7 +250,14 @@ def main() -> None:
                 items.append(item)
     start = score(colour_start(seed=given.seed), sets["eval"])
     print(json.dumps({"objects": {name: len(items) for name, items in sets.items()}, "start": start}), flush=True)
-    net, taken = train(sets["train"], seconds=given.seconds, steps=given.steps, rate=given.rate, seed=given.seed)
+    net, taken = train(
+        sets["train"],
+        seconds=given.seconds,
+        steps=given.steps,
+        rate=given.rate,
+        seed=given.seed,
+        perceptual=perceptual,
+    )
     end = score(net, sets["eval"])
     print(json.dumps({"steps": taken, "end": end}), flush=True)
     note = (

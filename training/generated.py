@@ -45,6 +45,14 @@ class Generated:
     def ahead(self, kind: Kind, numbers: Sequence[int]) -> None:
         """See Source. They are drawn when they are asked for."""
 
+    def left_out(self) -> int:
+        """See Source. All can be used."""
+        return 0
+
+    def order(self) -> dict[str, str]:
+        """See Source."""
+        return {"drawn shapes": f"seed {self.seed}"}
+
     def close(self) -> None:
         """See Source. There is nothing to close."""
 

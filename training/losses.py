@@ -32,12 +32,15 @@ def item_means(values: Tensor, starts: tuple[int, ...]) -> Tensor:
 
 
 def kl_rows(mean: Tensor, logvar: Tensor) -> Tensor:
-    """Divergence from a unit Gaussian, summed over channels. mean, logvar: [N, L]. Returns [N]."""
+    """Divergence of each token from a unit Gaussian, summed over channels, [N]. mean, logvar: [N, L].
+
+    Source: the closed form of Kingma and Welling 2013, arXiv 1312.6114 (appendix B).
+    """
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(-1)
 
 
 def gaussian_kl(mean: Tensor, logvar: Tensor) -> Tensor:
-    """The mean of kl_rows over tokens."""
+    """Mean over tokens of `kl_rows`: what the bundled models train with. A scalar."""
     return kl_rows(mean, logvar).mean()
 
 
@@ -47,7 +50,8 @@ def reconstruction(
     """Mean over items of the absolute error, and of log(square error + log_floor).
 
     decoded: [N, P]; packed: the patches that went in. Of a still patch only the first frame's values count: the
-    others are grey by definition, and nobody sees them.
+    others are grey by definition, and nobody sees them. Source: L1 as in AToken, arXiv 2509.14476 (3.4), its mean over
+    patches; the logarithm is ours (training/README.md, "The loss").
     """
     still = ~packed.moving
     frame = model.frame_values
@@ -60,6 +64,6 @@ def reconstruction(
 
 
 def combine(l1: Tensor, log_mse: Tensor, kl: Tensor, config: LossConfig) -> Losses:
-    """The weighted sum."""
+    """The weighted sum. Its weights are ours (training/README.md); the curriculum's are in stages.py."""
     total = config.l1 * l1 + config.log_mse * log_mse + config.kl * kl
     return Losses(total=total, l1=l1.detach(), log_mse=log_mse.detach(), kl=kl.detach())

@@ -54,7 +54,9 @@ def total(terms: Mapping[str, Tensor], weights: Weights) -> Tensor:
 def reconstruction_terms(outputs: Outputs, micro: Micro, target: Tensor, model: ModelConfig, count: int) -> Terms:
     """L1 of every item, its mean over the values that it has, and KL.
 
-    target: patches [N, P or less]. Of a still only the first frame counts: the others are grey by definition.
+    target: patches [N, P or less]. Of a still only the first frame counts: the others are grey by definition. Source:
+    AToken, arXiv 2509.14476 (3.4: L1 averaged over patches, not summed; 3.5: KL of the latents, whose form is that of
+    `kl_rows`).
     """
     assert outputs.decoded is not None
     decoded = outputs.decoded
@@ -87,7 +89,10 @@ def pictures_of(outputs: Outputs, packed: PackedTokens, target: Tensor, model: M
 
 
 def perceptual_terms(pictures: Pictures, teachers: Teachers, weights: Weights, count: int) -> Terms:
-    """LPIPS, Gram and CLIP terms of images; those of weight 0 are not computed."""
+    """LPIPS, Gram and CLIP terms of images; those of weight 0 are not computed.
+
+    Source: AToken, arXiv 2509.14476 (3.3, Eq. 5); each term says its own.
+    """
     share = len(pictures.given) / count
     terms: Terms = {}
     if weights.lpips or weights.gram:
@@ -111,7 +116,7 @@ def distillation_term(
     """KL between the teacher's and the student's distribution over the step's texts, for each image.
 
     Over texts only: the texts of a step are known before its first pass, its images are not, and so the term is the
-    same however a step is cut. embeddings: [B, C] of the student.
+    same however a step is cut. embeddings: [B, C] of the student. Source: AToken, arXiv 2509.14476 (Eq. 7).
     """
     with torch.no_grad():
         pictures = torch.cat([square(sample.item).to(embeddings.device) for sample in micro.samples])
@@ -123,7 +128,7 @@ def distillation_term(
 def sigmoid_term(embeddings: Tensor, own: Sequence[int], texts: Texts, count: int) -> Terms:
     """SigLIP's loss of clips or assets against all captions of the step; equal captions are positives.
 
-    own: row of each item's caption in `texts`.
+    own: row of each item's caption in `texts`. Source: Zhai et al. 2023, arXiv 2303.15343.
     """
     mine = texts.ids[torch.as_tensor(own, device=texts.ids.device)]
     same = (mine[:, None] == texts.ids[None]).all(-1)

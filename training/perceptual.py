@@ -1,6 +1,6 @@
 """Perceptual terms on feature maps: LPIPS, Gram matrices, CLIP features. B pictures; every target is a constant.
 
-Source: facts-training 3 (weights, 224 x 224) and 10 (where the paper is silent).
+Source: AToken, arXiv 2509.14476 (3.3 to 3.5; terms, weights, 224 x 224); where it is silent, docs/decisions.md 15.
 """
 
 from __future__ import annotations
@@ -72,7 +72,10 @@ def load_lpips(path: Path, widths: Sequence[int] = WIDTHS) -> LPIPS:
 
 
 def gram_matrix(maps: Tensor) -> Tensor:
-    """F F^T / (C H W) of a map [B, C, H, W]: what goes together, wherever it is. Returns [B, C, C]."""
+    """F F^T / (C H W) of a map [B, C, H, W]: what goes together, wherever it is. Returns [B, C, C].
+
+    Source: Gatys et al. 2015, arXiv 1505.07376.
+    """
     flat = maps.flatten(2)
     return flat @ flat.transpose(1, 2) / flat[0].numel()
 
@@ -91,7 +94,11 @@ def gram_loss(seen: Sequence[Tensor], wanted: Sequence[Tensor], layers: int = GR
 
 
 def clip_perceptual(seen: Tensor, wanted: Tensor) -> Tensor:
-    """1 - cosine of pooled features [B, D], mean over pictures."""
+    """1 - cosine of pooled features [B, D], mean over pictures.
+
+    Source: AToken, arXiv 2509.14476 (3.3), which names CLIP (Radford et al. 2021, arXiv 2103.00020) and no distance:
+    the cosine, by which CLIP's features are compared, is our choice.
+    """
     return (1 - F.cosine_similarity(seen, wanted.detach(), dim=-1)).mean()
 
 

@@ -1,6 +1,8 @@
-"""The loss of Gaussians: rendered views against pictures. Source: facts-training 3.
+"""The loss of Gaussians: rendered views against pictures.
 
-H, W: rows and columns of a view.
+Terms and weights are those of the published Gaussian decoder's training class (facts-training 3), but that its third
+term is multi-scale SSIM and ours SSIM of one scale. L1 with 1 - SSIM of renders: Kerbl et al. 2023, arXiv 2308.04079;
+LPIPS: Zhang et al. 2018, arXiv 1801.03924. H, W: rows and columns of a view.
 """
 
 from __future__ import annotations
@@ -19,7 +21,12 @@ from training.vgg import VGG16
 
 @dataclass(frozen=True, kw_only=True)
 class RenderedWeights:
-    """As in the published Gaussian decoder's training class, whose regulariser counts 0."""
+    """As in the published Gaussian decoder's training class, whose regulariser counts 0.
+
+    ssim: of 1 - SSIM, of one scale. The published class has 1 - MS-SSIM there: five scales, each half the one before,
+    which views of 160 pixels and less do not have (the window has 11). Its LPIPS is shown values in 0..1, ours those in
+    -1..1 that LPIPS was fitted on.
+    """
 
     l1: float = 1.0
     lpips: float = 0.2

@@ -31,7 +31,11 @@ MODALITY: dict[Kind, str] = {
     "asset_sem": "assets",
 }
 TRIES = 16
-"""Samples that may be bad in a row before the run stops."""
+"""Samples that may be bad in a row before the run stops, at least. The last of them is 4^15 places away."""
+
+MOST_TRIES = 1000
+CHANCE = 1e-9
+"""Of so many bad ones in a row where the allowed share is bad: only then they are no chance any more."""
 
 
 class BadSamplesError(RuntimeError):
@@ -43,7 +47,8 @@ class ShardSource:
 
     lanes: shards that are read side by side, over all ranks; part of the order, so the same for all of a run. ranks:
     that share them. workers: threads that decode. most_bad: share that may be lost, of all samples to shards that
-    cannot be read, and of those drawn to what cannot be decoded (once `patience` were drawn).
+    cannot be read, and of those drawn to what cannot be decoded (once `patience` were drawn). drawn: samples that were
+    decoded or tried, also those in the place of others; bad: of them, by reason.
     """
 
     def __init__(
@@ -71,9 +76,12 @@ class ShardSource:
         self.log = log
         self.drawn = 0
         self.bad: Counter[str] = Counter()
+        self._tries = tries_of(most_bad)
         self._lanes = lanes
         self._seed = [seed, zlib.crc32(stage.name.encode())]
         self._mixtures = {modality: Mixture(given, self._seed, lanes) for modality, given in corpora.items() if given}
+        self._order = {"lanes": str(lanes), "seed": str(seed)}
+        self._order |= {modality: _words(given) for modality, given in corpora.items() if given}
         self._counts = {modality: sum(corpus.count for corpus in given) for modality, given in corpora.items()}
         self._lost: dict[str, dict[str, int]] = {modality: {} for modality in corpora}
         # Each kind is somewhere else in its order. With too few places every sample would open its shard anew.
@@ -97,33 +105,66 @@ class ShardSource:
             if (kind, number) not in self._ahead:
                 self._ahead[kind, number] = self._pool.submit(self._one, kind, number)
 
+    def left_out(self) -> int:
+        """See Source. With what shards should have and have not, once for each shard that was opened."""
+        with self._lock:
+            return self.bad.total() + sum(sum(lost.values()) for lost in self._lost.values())
+
+    def order(self) -> dict[str, str]:
+        """See Source. Where the shards lie has no say, and neither has how they are read."""
+        return dict(self._order)
+
     def close(self) -> None:
-        """Stop the workers at the sample they are at, and close the shards."""
+        """Stop the workers at the sample they are at, and close the shards; say once more what was left out."""
+        first = not self._stopped.is_set()
         self._stopped.set()
         self._pool.shutdown(cancel_futures=True)
         self._ahead.clear()
         self._shelf.clear()
+        if first and self.left_out():
+            self.log(f"stage {self.stage.name}: {self._account()}")
+
+    def _account(self) -> str:
+        """What was left out, in words."""
+        parts = []
+        if self.bad:
+            bad = self.bad.total()
+            parts.append(f"{bad} of {self.drawn} samples that were drawn cannot be used ({self._reasons()})")
+        for modality, lost in self._lost.items():
+            if lost:
+                parts.append(f"{sum(lost.values())} of {self._counts[modality]} {modality} cannot be read")
+        return "; ".join(parts)
+
+    def _reasons(self) -> str:
+        return ", ".join(f"{name} {count}" for name, count in self.bad.most_common())
 
     def _one(self, kind: Kind, number: int) -> Sample:
         """Sample `number`, or the first usable one after it."""
         modality = MODALITY[kind]
-        with self._lock:
-            self.drawn += 1
-        for step in range(TRIES):
-            # In its lane: first near, where the shard is open already, then further and further, out of a bad shard.
-            place = self._mixtures[modality].place(number + self._lanes * (4**step - 1))
+        for step in range(self._tries):
+            if step and self._stopped.is_set():
+                break
+            # In its lane: first near, where the shard is open already, then further and further, out of a bad shard;
+            # the same again from other places, where very many may be bad.
+            again, near = divmod(step, TRIES)
+            place = self._mixtures[modality].place(number + self._lanes * (4**near - 1 + 7919 * again))
             shard = self._shelf.get(place.shard)
             if len(shard) < place.shard.count:
                 self._lose(modality, place.shard, place.shard.count - len(shard))
             if not len(shard):
                 continue
+            with self._lock:
+                self.drawn += 1
             rng = np.random.default_rng([*self._seed, zlib.crc32(kind.encode()), number, step])
             index = place.index % len(shard)
             try:
                 return sample_of(shard.record(index), kind, self.stage, rng)
             except Exception as error:  # whatever a decoder thinks of damaged data: one sample is no reason to stop
                 self._count(place.shard, index, error)
-        raise BadSamplesError(f"{TRIES} samples in a row cannot be used; the reasons are in the lines before")
+        raise BadSamplesError(
+            f"{step + 1} samples in a row cannot be used, of which {self.most_bad:.1%} may be bad; "
+            "the reasons are in the lines before"
+        )
 
     def _open(self, shard: Shard) -> OpenShard:
         found = OpenShard(shard.place, self._stopped)
@@ -155,9 +196,8 @@ class ShardSource:
         allowed = self.most_bad * drawn
         # Four deviations of chance: of many ranks that each see a part, one would soon be unlucky.
         if drawn >= self.patience and bad > allowed + 4 * math.sqrt(allowed):
-            reasons = ", ".join(f"{name} {count}" for name, count in self.bad.most_common())
             raise BadSamplesError(
-                f"{bad} of {drawn} samples cannot be used ({reasons}); {self.most_bad:.1%} are allowed"
+                f"{bad} of {drawn} samples cannot be used ({self._reasons()}); {self.most_bad:.1%} are allowed"
             )
 
     def _say(self, line: str) -> None:
@@ -167,6 +207,22 @@ class ShardSource:
             self._said.add(line)
         if new:
             self.log(line)
+
+
+def tries_of(most_bad: float) -> int:
+    """Bad samples in a row that are no chance if `most_bad` of all are bad."""
+    if most_bad >= 1:
+        return MOST_TRIES
+    enough = math.log(CHANCE) / math.log(most_bad) if most_bad > 0 else 0.0
+    return min(MOST_TRIES, max(TRIES, math.ceil(enough)))
+
+
+def _words(corpora: Sequence[Corpus]) -> str:
+    """Samples, shards, and a checksum of names, counts and weights in their order."""
+    shards = [[(shard.name, shard.count) for shard in corpus.shards] for corpus in corpora]
+    weights = [corpus.weight for corpus in corpora]
+    digits = zlib.crc32(repr((shards, weights)).encode())
+    return f"{sum(corpus.count for corpus in corpora)} in {sum(map(len, shards))} shards, {digits:08x}"
 
 
 class _Shelf:

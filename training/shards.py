@@ -135,7 +135,8 @@ def open_shards(patterns: Sequence[str]) -> list[Shard]:
     """Shards of patterns: a folder (all of its *.tar), a file, an http(s) address, with {000..012} or `*.tar`.
 
     Counts come from index.json beside them; local shards without one are counted. Raises FileNotFoundError for what is
-    not there, ValueError for a remote shard without index and a shard without samples that cannot be read.
+    not there, ValueError for a remote shard without index, and for a shard that is counted and cannot be read to its
+    end: what it lost could not be held against the share that may be lost.
     """
     indices: dict[str, dict[str, int]] = {}
     shards = [
@@ -177,8 +178,10 @@ def _local(path: Path, indices: dict[str, dict[str, int]]) -> Iterator[Shard]:
         if count is None:
             shard = OpenShard(str(found))
             count = len(shard)
-            if shard.problem and not count:
-                raise ValueError(shard.problem)
+            if shard.problem:
+                index = f"`python -m training.prepare {folder} --index` counts them"
+                rest = f"; its {count} whole samples can be used: {index}" if count else ""
+                raise ValueError(shard.problem + rest)
         yield Shard(str(found), count)
 
 

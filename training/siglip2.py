@@ -20,6 +20,7 @@ from model.config import ModelConfig
 from model.network import ATokenNet
 from model.norms import EPS
 from model.positions import TABLE_SIDE
+from training.teachers import COMMANDS
 
 INDEX = "model.safetensors.index.json"
 
@@ -118,7 +119,9 @@ def _converted(ours: str, theirs: Sequence[Tensor], config: ModelConfig) -> Tens
 def _check_config(folder: Path, config: ModelConfig) -> None:
     path = folder / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; wanted the folder of a Siglip2VisionModel")
+        raise FileNotFoundError(
+            f"{path}: no such file; wanted the folder of a Siglip2VisionModel. {COMMANDS['siglip2']}"
+        )
     values = _json(path)
     theirs = values.get("vision_config", values)
     kind = theirs.get("model_type", "siglip2_vision_model")
@@ -188,7 +191,7 @@ def _files(folder: Path) -> list[Path]:
     if not index.is_file():
         paths = sorted(folder.glob("*.safetensors"))
         if not paths:
-            raise FileNotFoundError(f"{folder}: no *.safetensors in this folder")
+            raise FileNotFoundError(f"{folder}: no *.safetensors in this folder. {COMMANDS['siglip2']}")
         return paths
     names = _json(index).get("weight_map")
     if not isinstance(names, dict) or not names:

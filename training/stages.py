@@ -79,7 +79,9 @@ class Stage:
     clip_frames: int = 64
 
     def __post_init__(self) -> None:
-        """Refuse a cycle with unknown tasks, or with tasks that have no batch."""
+        """Refuse a cycle with unknown tasks, or with tasks that have no batch, and batches of what is no task."""
+        if unknown := [name for name in self.batch if name not in TASKS]:
+            raise ValueError(f"stage {self.name}: batch of {', '.join(unknown)}; tasks: {', '.join(TASKS)}")
         for task in self.cycle:
             if task not in TASKS or self.batch.get(task, 0) < 1:
                 raise ValueError(f"stage {self.name}: task {task!r} has no batch; tasks: {', '.join(TASKS)}")
@@ -131,9 +133,14 @@ class Recipe:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Recipe:
-        """Inverse of to_json. Raises ValueError for keys that there are not."""
+        """Inverse of to_json. Raises ValueError for keys that there are not, and where some are missing."""
         given = dict(values)
-        given["base"] = ModelConfig.from_json(given["base"])
+        if absent := [name for name in ("base", "stages", "weights", "optim") if name not in given]:
+            raise ValueError(f"a recipe without {', '.join(absent)}")
+        try:
+            given["base"] = ModelConfig.from_json(given["base"])
+        except (TypeError, KeyError) as error:  # the dataclass's own, which names the key
+            raise ValueError(f"base: {error}") from error
         given["stages"] = tuple(_of(Stage, stage, "stages") for stage in given["stages"])
         given["weights"] = _of(Weights, given["weights"], "weights")
         given["optim"] = _of(Optim, given["optim"], "optim")
@@ -223,7 +230,10 @@ def _of(cls: type[Any], values: Mapping[str, Any], where: str) -> Any:
     for name in values:
         if name not in known:
             raise ValueError(f"unknown key {name!r} in {where}; known: {', '.join(sorted(known))}")
-    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    try:
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    except TypeError as error:  # some keys are missing, which it names
+        raise ValueError(f"{where}: {error}") from error
 
 
 _VIDEO_CYCLE: tuple[Task, ...] = (
@@ -355,10 +365,14 @@ def joint(recipe: Recipe) -> Recipe:
     return replace(recipe, name=f"{recipe.name}-joint", stages=stages)
 
 
-def finetune(recipe: Recipe, stage: str, steps: int, lr: float = 3e-5) -> Recipe:
-    """Go on from a published checkpoint: one stage of the recipe alone, at a low rate."""
-    only = replace(recipe.stage(stage), steps=steps)
-    optim = replace(recipe.optim, lr=lr, final_lr=lr / 10, warmup=min(recipe.optim.warmup, max(1, steps // 20)))
+def finetune(recipe: Recipe, stage: str, steps: int | None = None, lr: float = 3e-5) -> Recipe:
+    """Go on from a published checkpoint: one stage of the recipe alone, at a low rate.
+
+    steps: default a tenth of the stage's. lr: where the published schedule ends. Both are our choice.
+    """
+    whole = recipe.stage(stage)
+    only = replace(whole, steps=max(1, whole.steps // 10) if steps is None else steps)
+    optim = replace(recipe.optim, lr=lr, final_lr=lr / 10, warmup=min(recipe.optim.warmup, max(1, only.steps // 20)))
     return replace(recipe, name=f"{recipe.name}-finetune", stages=(only,), optim=optim)
 
 

@@ -40,6 +40,14 @@ class Filled:
         """See Source."""
         self._of(kind).ahead(kind, numbers)
 
+    def left_out(self) -> int:
+        """See Source."""
+        return self._source.left_out() + self._rest.left_out()
+
+    def order(self) -> dict[str, str]:
+        """See Source."""
+        return self._source.order() | self._rest.order()
+
     def close(self) -> None:
         """See Source."""
         self._source.close()
@@ -63,6 +71,14 @@ class Pieces:
     def ahead(self, kind: Kind, numbers: Sequence[int]) -> None:
         """See Source."""
         self._source.ahead(kind, numbers)
+
+    def left_out(self) -> int:
+        """See Source."""
+        return self._source.left_out()
+
+    def order(self) -> dict[str, str]:
+        """See Source."""
+        return {**self._source.order(), "pieces": f"of {self._most} voxels"}
 
     def close(self) -> None:
         """See Source."""
@@ -93,6 +109,14 @@ class Held:
             self._kept[kind, index] = sample
         return [self._kept[kind, index] for index in indices]
 
+    def left_out(self) -> int:
+        """Of the source that they come from, once for all who take them."""
+        return self._source.left_out()
+
+    def order(self) -> dict[str, str]:
+        """Of the source that they come from, and how many."""
+        return {**self._source.order(), "held": f"{self.count} of a kind"}
+
     def close(self) -> None:
         """No more is taken."""
         self._source.close()
@@ -115,6 +139,14 @@ class Ordered:
 
     def ahead(self, kind: Kind, numbers: Sequence[int]) -> None:
         """See Source. They are taken when they are asked for."""
+
+    def left_out(self) -> int:
+        """See Source."""
+        return self._held.left_out()
+
+    def order(self) -> dict[str, str]:
+        """See Source."""
+        return self._held.order()
 
     def close(self) -> None:
         """See Source."""

@@ -7,7 +7,8 @@ B pictures or texts, C channels of an embedding.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from training.perceptual import LPIPS, load_lpips
+from training.perceptual import LPIPS, SIDE, load_lpips
 from training.vgg import VGG16, load_vgg
 
 ImageFeatures = Callable[[Tensor], Tensor]
@@ -27,13 +28,30 @@ ImageFeatures = Callable[[Tensor], Tensor]
 TextFeatures = Callable[[Tensor], Tensor]
 """Token ids, int64 [B, 64], to [B, C]."""
 
+LPIPS_SHA256 = "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868"
+"""Of vgg.pth, computed from the file in the published package lpips 0.1.4 (lpips/weights/v0.1)."""
+
 COMMANDS = {
     "vgg": "VGG16 of torchvision: curl -LO https://download.pytorch.org/models/vgg16-397923af.pth",
-    "lpips": "LPIPS heads of VGG: curl -LO https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/vgg.pth",
-    "clip": "CLIP: hf download openai/clip-vit-base-patch16 --local-dir clip",
-    "siglip2": "SigLIP 2, both towers: hf download google/siglip2-so400m-patch16-naflex --local-dir siglip2",
+    "lpips": "LPIPS heads of VGG: "
+    "curl -LO https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/vgg.pth"
+    f" && echo {LPIPS_SHA256} > vgg.pth.sha256",
+    "clip": "CLIP: hf download openai/clip-vit-base-patch16 --local-dir clip"
+    " && hf cache verify openai/clip-vit-base-patch16 --local-dir clip",
+    "siglip2": "SigLIP 2, both towers: hf download google/siglip2-so400m-patch16-naflex --local-dir siglip2"
+    " && hf cache verify google/siglip2-so400m-patch16-naflex --local-dir siglip2",
 }
-"""What each teacher is, and how to get it."""
+"""What each teacher is, how to get it, and what tells that it came whole.
+
+Of VGG that is the name, which has a part of its checksum; of LPIPS's heads the note that is written; of folders the
+second command, which compares them with what the hub says (huggingface_hub 1.1 or newer).
+"""
+
+IN_NAME = re.compile(r"-([0-9a-f]{8})\.pth$")
+"""First digits of the SHA-256 in the name of a file, as torch names its downloads."""
+
+TEXT_LENGTH = 64
+"""Ids of a caption: LENGTH of training/text.py, which imports more than is wanted here."""
 
 CONTENTS = {
     "clip": (("config.json",), ("*.safetensors", "pytorch_model*.bin")),
@@ -46,7 +64,7 @@ CONTENTS = {
 class TeacherPaths:
     """Where the teachers are. vgg, lpips: files; clip, siglip2: folders of Hugging Face models.
 
-    A file NAME.sha256 beside a file, if there is one, must hold its checksum; in the folders too.
+    What is known of their checksums is compared: see `verify`.
     """
 
     vgg: Path | None = None
@@ -66,13 +84,17 @@ class Teachers:
     text: TextFeatures
 
 
-def load_teachers(paths: TeacherPaths, width: int, device: torch.device | str = "cpu") -> Teachers:
+def load_teachers(
+    paths: TeacherPaths, width: int, device: torch.device | str = "cpu", unused: Collection[str] = ()
+) -> Teachers:
     """Load them all, frozen. width: C of the encoder that learns from them.
 
-    Raises FileNotFoundError that names every missing one and how to get it, ValueError for one of the wrong size or
-    kind, and for one that lacks weights.
+    unused: of vgg, lpips and clip those that no loss asks (their weights are 0), which may be left out. Raises
+    FileNotFoundError that names every missing one and how to get it, ValueError for one of the wrong size or kind, for
+    one that lacks weights, and for one with another checksum.
     """
     given = {field.name: getattr(paths, field.name) for field in fields(paths)}
+    given = {name: path for name, path in given.items() if path is not None or name not in unused}
     faults = {name: _fault(name, path) for name, path in given.items()}
     missing = [f"{name} ({fault}). {COMMANDS[name]}" for name, fault in faults.items() if fault]
     if missing:
@@ -80,24 +102,28 @@ def load_teachers(paths: TeacherPaths, width: int, device: torch.device | str = 
     for path in given.values():
         verify(path)
     vision, text = _siglip2(given["siglip2"], width)
-    clip = _clip(given["clip"])
-    vgg, lpips = load_vgg(given["vgg"]), load_lpips(given["lpips"])
-    for net in (vgg, lpips, vision, text, clip):
+    loaders: dict[str, Callable[[Path], nn.Module]] = {"clip": _clip, "vgg": load_vgg, "lpips": load_lpips}
+    nets: dict[str, Any] = {
+        name: loader(given[name]) if name in given else _Unused(name) for name, loader in loaders.items()
+    }
+    for net in (vision, text, *nets.values()):
         net.to(device)
-    return Teachers(vgg=vgg, lpips=lpips, clip=clip, vision=vision, text=text)
+    return Teachers(vision=vision, text=text, **nets)
 
 
 def load_text(folder: Path | None, width: int, device: torch.device | str = "cpu") -> nn.Module:
     """SigLIP 2's text tower alone, frozen, as TextFeatures. width: C of the embeddings that texts are compared with.
 
     Raises FileNotFoundError that says what is missing and how to get it, ValueError for one of another width or kind,
-    and for one that is damaged or lacks weights.
+    for one that takes fewer than 64 ids, and for one that is damaged or lacks weights.
     """
     fault = _fault("siglip2", folder)
     if fault or folder is None:
         raise FileNotFoundError(f"text tower: {fault}. {COMMANDS['siglip2']}")
     verify(folder)
-    size = _text_width(_config(folder, "siglip2"))
+    config = _config(folder, "siglip2")
+    _check_length(folder, config)
+    size = _text_width(config)
     if size != width:
         raise ValueError(
             f"{folder}: its texts have {size} values, the embeddings of the model {width}; wanted the text tower that "
@@ -123,22 +149,31 @@ def random_teachers(width: int, seed: int, device: torch.device | str = "cpu") -
 
 
 def verify(path: Path) -> None:
-    """Compare a file, or every file of a folder, with NAME.sha256 beside it, if there is one.
+    """Compare a file, or every file of a folder, with its SHA-256, where something says what that is.
 
-    Raises ValueError where they differ.
+    That is NAME.sha256 beside it, and of names as torch gives them (vgg16-397923af.pth) the name. Raises ValueError
+    where they differ.
     """
     if path.is_dir():
         for note in sorted(path.glob("*.sha256")):
             verify(note.with_suffix(""))
         return
-    note = path.with_name(f"{path.name}.sha256")
-    if not path.is_file() or not note.is_file():
+    if not path.is_file():
         return
-    wanted = "".join(note.read_text().split()[:1]).lower()
+    wanted: dict[str, str] = {}
+    if named := IN_NAME.search(path.name):
+        wanted["its name"] = named[1]
+    note = path.with_name(f"{path.name}.sha256")
+    if note.is_file():
+        wanted[note.name] = "".join(note.read_text().split()[:1]).lower()
+    if not wanted:
+        return
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != wanted:
-        raise ValueError(f"{path} has checksum {found}, {note.name} says {wanted}: download it again")
+    for where, digits in wanted.items():
+        # A name has the first digits, a note all of them: of an empty note any file would be a match.
+        if found[: len(digits) if where == "its name" else None] != digits:
+            raise ValueError(f"{path} has checksum {found}, {where} says {digits}: download it again")
 
 
 def _fault(name: str, path: Path | None) -> str:
@@ -157,6 +192,17 @@ def _fault(name: str, path: Path | None) -> str:
         if not any(True for pattern in patterns for _ in path.glob(pattern))
     ]
     return f"{path} lacks {', '.join(lacks)}" if lacks else ""
+
+
+class _Unused(nn.Module):
+    """In the place of a teacher that was not given, since no loss asks it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, *_: Tensor) -> Tensor:
+        raise RuntimeError(f"the teacher {self.name} was left out, and a loss asks it all the same")
 
 
 class _RandomVision(nn.Module):
@@ -190,6 +236,9 @@ def _siglip2(folder: Path, width: int) -> tuple[nn.Module, nn.Module]:
     for what, size in sizes.items():
         if size != width:
             raise ValueError(f"{folder}: {what} is {size}, the encoder to be trained is {width} wide; they must agree")
+    if SIDE % (patch := int(config.vision_config.patch_size)):
+        raise ValueError(f"{folder}: patches of {patch} pixels, which do not fill pictures of {SIDE}")
+    _check_length(folder, config)
     vision, text = (_tower(kind, folder) for kind in (Siglip2VisionModel, Siglip2TextModel))
     return _frozen(_Siglip2Vision(vision)), _frozen(_Siglip2Text(text))
 
@@ -199,10 +248,19 @@ def _text_width(config: Any) -> int:
     return int(getattr(config.text_config, "projection_size", None) or config.text_config.hidden_size)
 
 
+def _check_length(folder: Path, config: Any) -> None:
+    places = int(config.text_config.max_position_embeddings)
+    if places < TEXT_LENGTH:
+        raise ValueError(f"{folder}: its text tower takes {places} ids; captions have {TEXT_LENGTH}")
+
+
 def _clip(folder: Path) -> nn.Module:
     from transformers import CLIPVisionModelWithProjection
 
-    _config(folder, "clip", "clip_vision_model")
+    config = _config(folder, "clip", "clip_vision_model")
+    side = int(getattr(config, "vision_config", config).image_size)
+    if side != SIDE:
+        raise ValueError(f"{folder}: CLIP of pictures of {side} pixels; the losses show it {SIDE}, take one of {SIDE}")
     return _frozen(_ClipVision(_tower(CLIPVisionModelWithProjection, folder)))
 
 

@@ -6,13 +6,19 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from model import weights
-from tests.training.shard_files import write_images
+from model.config import VARIANTS
+from model.network import ATokenNet
+from tests.training.shard_files import picture, write_images
 from tests.training.tiny_run import WIDTH, recipe
 from training.fresh import fresh
-from training.shard_file import OpenShard
+from training.shard_file import OpenShard, Record
+from training.shards import ShardWriter
+from training.stages import CURRICULA
 from training.train import main
+from training.widen import widen_latents
 
 SMALL = [f"stages.{stage}.{key}" for stage in ("image", "video", "asset", "fsq") for key in ("steps=2", "distill=2")]
 CHANGES = [word for change in [*SMALL, "tokens=256"] for word in ("--set", change)]
@@ -66,9 +72,23 @@ def test_shards_without_an_index_are_counted_once(tmp_path: Path, monkeypatch: p
     ("words", "message"),
     [
         (["tiny", "--generated"], "missing teachers:\n  vgg (not given). VGG16 of torchvision: curl"),
+        (
+            ["tiny", "--generated", "--set", "weights.clip=0", "--set", "weights.lpips=0", "--set", "weights.gram=0"],
+            "missing teachers:\n  siglip2 (not given). SigLIP 2, both towers",
+        ),
         (["tiny", "--random-teachers"], "stage image draws image_rec: no shards of images are given"),
         (["tiny", "--set", "optim.momentum=1"], "unknown key 'optim.momentum': optim has lr"),
         (["tiny", "--stage", "five"], "stage 'five'; tiny has image, video, asset, fsq"),
+        (["tiny", "--finetune", "asset"], "--finetune without --start; wanted the weights to go on from"),
+        (["tiny", "--steps", "5"], "--steps 5 is of --finetune"),
+        (
+            ["tiny", "--finetune", "asset", "--start", "huge=x.pt", "--generated", "--random-teachers"],
+            "variant 'huge'; there are so400m-continuous",
+        ),
+        (
+            ["tiny", "--finetune", "asset", "--start", "so400m-continuous=no.pt", "--generated", "--random-teachers"],
+            "no.pt: no such file",
+        ),
         (["tiny", "--random-teachers", "--images", "nowhere/*.tar"], "no shards in nowhere/*.tar"),
         (["huge"], "unknown name 'huge'"),
         ([], "unknown name ''"),
@@ -91,6 +111,89 @@ def test_weights_of_another_size_are_refused(tmp_path: Path, capsys: pytest.Capt
     words = ["--generated", "--random-teachers", "--stage", "video", "--start", str(tmp_path / "other.safetensors")]
     assert main(["tiny", "--out", str(tmp_path / "run"), *CHANGES, *words]) == 2
     assert f"blocks of width {WIDTH}" in capsys.readouterr().err
+
+
+def test_bad_samples_are_in_the_metrics_and_another_order_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ShardWriter(tmp_path / "shards", "images") as writer:
+        for number in range(8):
+            media = picture(number) if number % 4 else b"\x89PNG broken"
+            writer.write(Record(f"s{number}", "png", media, "a picture"))
+    words = ["tiny", "--out", str(tmp_path / "run"), "--images", str(tmp_path / "shards"), "--random-teachers"]
+    changes = ["stages.image.steps=2", "stages.image.distill=2", 'stages.image.batch={"image_rec": 8}', "tokens=512"]
+    changes += ["weights.lpips=0", "weights.gram=0", "weights.clip=0"]
+    words += ["--stage", "image", "--log-every", "1", *(word for change in changes for word in ("--set", change))]
+    assert main([*words, "--most-bad", "0.9"]) == 0
+    # Two epochs of eight, of which two are bad, four to describe, and those that came in the place of others.
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    counts = [record["left_out"] for record in records if "left_out" in record]
+    assert len(counts) == 2
+    assert sum(counts) >= 4
+    said = capsys.readouterr().out
+    assert f"left_out {counts[0]:.4g}" in said
+    assert f"stage image: {sum(counts):.0f} of {20 + sum(counts):.0f} samples that were drawn cannot be used" in said
+    (tmp_path / "run" / "image.safetensors").unlink()  # only checkpoints are left, as of a run that was stopped
+    assert main([*words, "--most-bad", "0.9", "--lanes", "4"]) == 2
+    assert "saw its samples in another order (lanes: 8, now 4); wanted the shards" in capsys.readouterr().err
+    wider = ["--most-bad", "0.9", "--set", "stages.image.latent_channels=40"]
+    assert main([*words, *wider]) == 2
+    assert "is of another recipe" in capsys.readouterr().err
+    assert main([*words, "--most-bad", "0.8", "--workers", "1"]) == 0
+    assert "image: going on from step 2" in capsys.readouterr().out
+
+
+def published(path: Path, stage: str) -> ATokenNet:
+    """Weights of a stage of the recipe tiny, written as the published ones are: a plain state dict."""
+    plan = CURRICULA["tiny"]
+    net = fresh(plan.model(plan.stage(stage)), 5)
+    assert "encoder.blocks.0.attn.to_qkv.weight" in net.state_dict()  # as in the published files
+    torch.save(net.state_dict(), path)
+    return net
+
+
+STILL = ["optim.lr=0", "optim.final_lr=0", "tokens=512"]
+"""Nothing moves at a rate of 0: what is written is what the first step began with."""
+
+
+@pytest.mark.parametrize("stage", ["image", "fsq"])
+def test_finetuning_goes_on_from_a_published_checkpoint(stage: str, tmp_path: Path) -> None:
+    net = published(tmp_path / "stage.pt", stage)
+    words = ["--finetune", stage, "--steps", "1", "--start", str(tmp_path / "stage.pt"), "--generated"]
+    changes = [*STILL, f"stages.{stage}.distill=2", f'stages.{stage}.batch={{"image_rec": 2, "video_rec": 2}}']
+    changes += [f'stages.{stage}.cycle=["image_rec"]', "weights.lpips=0", "weights.gram=0"]
+    words += ["--random-teachers", *(word for change in changes for word in ("--set", change))]
+    assert main(["tiny", "--out", str(tmp_path / "run"), *words]) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (config["name"], len(config["stages"]), config["stages"][0]["steps"]) == ("tiny-finetune", 1, 1)
+    written = weights.load(tmp_path / "run" / f"{stage}.safetensors").state_dict()
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(written[name], value, rtol=0, atol=1e-6, msg=name)
+
+
+def test_a_start_of_another_stage_is_named_by_its_variant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = CURRICULA["tiny"]
+    first, second = plan.model(plan.stage("image")), plan.model(plan.stage("video"))
+    net = published(tmp_path / "a=b.pt", "image")
+    words = ["tiny", "--out", str(tmp_path / "run"), "--finetune", "video", "--steps", "1", "--generated"]
+    changes = [
+        *STILL,
+        "stages.video.distill=0",
+        'stages.video.cycle=["video_rec"]',
+        'stages.video.batch={"video_rec": 1}',
+    ]
+    words += ["--random-teachers", *(word for change in changes for word in ("--set", change))]
+    assert main([*words, "--start", str(tmp_path / "a=b.pt")]) == 2
+    said = capsys.readouterr().err
+    assert "has shape [64, 144]; wanted [96, 144]" in said
+    assert "VARIANT=FILE says so" in said
+    monkeypatch.setitem(VARIANTS, "small-stage1", first)
+    assert main([*words, "--start", f"small-stage1={tmp_path / 'a=b.pt'}"]) == 0
+    written = weights.load(tmp_path / "run" / "video.safetensors").state_dict()
+    for name, value in widen_latents(net.state_dict(), first, second, plan.seed).items():
+        torch.testing.assert_close(written[name], value, rtol=0, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize("ablation", ["patchgan", "modality-rope", "no-gram"])

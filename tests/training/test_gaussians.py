@@ -14,8 +14,12 @@ from model import Tokenizer
 from model.gaussian_decoder import GaussianDecoder
 from model.rasterizer import render
 from tests.media.meshes import arms_glb
+from training import gaussians
 from training.gaussian_start import colour_start
-from training.gaussians import Object, Shot, loss_of, prepare, score, take_shot, train
+from training.gaussians import Object, Perceptual, Shot, loss_of, main, perceptual_of, prepare, score, take_shot, train
+from training.perceptual import LPIPS
+from training.rendered import RenderedWeights
+from training.vgg import VGG16
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +104,48 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(arms: Object) -> None:
 def test_no_time_is_no_step(arms: Object, tmp_path: Path) -> None:
     _, taken = train([arms], seconds=0, steps=5, rate=1e-3, seed=0)
     assert taken == 0
+
+
+def test_lpips_counts_once_its_networks_are_given(arms: Object) -> None:
+    torch.manual_seed(0)
+    nets = VGG16((8, 8, 8, 8, 8)), LPIPS((8, 8, 8, 8, 8))
+    for weight in nets[1].heads():
+        weight.data.uniform_(0, 1)
+    item = part_of(arms, 100)
+    net, shot = colour_start(), whole(item, 0)
+    splats = net.splats(net(item.feats, item.coords), item.coords)
+    seen = render(splats, shot.world_to_camera, shot.intrinsics, height=16, width=16).colour.movedim(2, 0)[None]
+    term = nets[1](nets[0], 2 * seen - 1, 2 * (shot.picture.float() / 255).movedim(2, 0)[None] - 1)[0]
+    without, loss = (loss_of(net, item, item.feats, shot, given) for given in (None, nets))
+    assert float(term.detach()) > 0.01
+    torch.testing.assert_close(loss, without + RenderedWeights().lpips * term)
+    once, other = (train([item], seconds=60, steps=1, rate=1e-3, seed=0, perceptual=given)[0] for given in (None, nets))
+    assert any(not torch.equal(a, b) for a, b in zip(once.parameters(), other.parameters(), strict=True))
+
+
+def test_the_command_hands_the_networks_to_every_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(VGG16().state_dict(), tmp_path / "vgg.pth")
+    torch.save({name: value.abs() for name, value in LPIPS().state_dict().items()}, tmp_path / "heads.pth")
+    for name in ("train", "eval"):
+        (tmp_path / name).mkdir()
+    given: list[Perceptual | None] = []
+
+    def trained(*_: object, perceptual: Perceptual | None, **__: object) -> tuple[GaussianDecoder, int]:
+        given.append(perceptual)
+        return colour_start(), 0
+
+    monkeypatch.setattr(gaussians, "train", trained)
+    monkeypatch.setattr(gaussians, "score", lambda *_: {"psnr": 0.0})
+    words = [str(tmp_path), str(tmp_path / "out.safetensors")]
+    main([*words, "--vgg", str(tmp_path / "vgg.pth"), "--lpips", str(tmp_path / "heads.pth")])
+    main(words)
+    assert given[0] is not None
+    assert torch.equal(given[0][0].features[0].bias, torch.load(tmp_path / "vgg.pth")["features.0.bias"])
+    assert given[1] is None
+    with pytest.raises(SystemExit):
+        main([*words, "--vgg", str(tmp_path / "vgg.pth")])
+    assert "--lpips not given: no such file. LPIPS heads of VGG: curl" in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError, match=r"--vgg .*nothing\.pth: no such file\. VGG16 of torchvision: curl"):
+        perceptual_of(tmp_path / "nothing.pth", tmp_path / "heads.pth")

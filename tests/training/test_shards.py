@@ -94,6 +94,21 @@ def test_shards_without_samples_are_told_from_those_that_are_broken(tmp_path: Pa
         open_shards([str(tmp_path)])
 
 
+def test_a_cut_shard_without_an_index_is_refused_until_it_is_counted(tmp_path: Path) -> None:
+    """How many samples it had nobody knows: of a run that took what is left, no share would ever see the loss."""
+    (shard,) = write_images(tmp_path, 40, each=10**9)
+    path = Path(shard.place)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 10])
+    assert open_shards([str(tmp_path)]) == [shard]  # the index knows, and the share will see it
+    (tmp_path / "index.json").unlink()
+    with pytest.raises(ValueError, match=rf"unexpected end of data; its 12 whole .*prepare {tmp_path} --index` counts"):
+        open_shards([str(tmp_path)])
+    said: list[str] = []
+    assert count_shards(tmp_path, said.append) == 12
+    assert len(said) == 1
+    assert [found.count for found in open_shards([str(tmp_path)])] == [12]
+
+
 def test_shards_of_others_get_an_index(tmp_path: Path) -> None:
     for shard in range(3):
         write_tar(tmp_path / f"{shard}.tar", [(f"{n}.png", picture(n)) for n in range(shard + 1)])

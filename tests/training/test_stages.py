@@ -152,6 +152,20 @@ def test_unknown_keys_of_a_file_are_named() -> None:
         Recipe.from_json(values)
 
 
+def test_unknown_keys_inside_values_are_named_too() -> None:
+    with pytest.raises(ValueError, match="stage image: batch of bogus; tasks: image_rec, video_rec"):
+        override(CURRICULA["tiny"], ['stages.image.batch={"image_rec": 2, "bogus": 3}'])
+    for place in ("base", "encoder"):
+        values = CURRICULA["tiny"].to_json()
+        (values["base"] if place == "base" else values["base"]["encoder"])["depth"] = 3
+        with pytest.raises(ValueError, match=r"base: .*unexpected keyword argument 'depth'"):
+            Recipe.from_json(values)
+    values = CURRICULA["tiny"].to_json()
+    del values["weights"]
+    with pytest.raises(ValueError, match="a recipe without weights"):
+        Recipe.from_json(values)
+
+
 def test_a_stage_needs_tasks_that_have_a_batch() -> None:
     with pytest.raises(ValueError, match="task 'video_rec' has no batch"):
         Stage(
@@ -177,5 +191,6 @@ def test_ablations_change_what_they_name() -> None:
     only = finetune(recipe, "asset", steps=1000)
     assert [stage.name for stage in only.stages] == ["asset"]
     assert only.optim.warmup == 50
+    assert finetune(recipe, "asset").stages[0].steps == 5000
     with pytest.raises(ValueError, match="stage 'movie'; so400m has image, video, asset, fsq"):
         finetune(recipe, "movie", steps=1)

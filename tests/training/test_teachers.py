@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,17 @@ from safetensors.torch import load_file, save_file
 
 from tests.training.small_siglip2 import save_siglip2
 from training.perceptual import LPIPS
-from training.teachers import TeacherPaths, load_teachers, random_teachers, verify
+from training.teachers import (
+    COMMANDS,
+    LPIPS_SHA256,
+    TEXT_LENGTH,
+    TeacherPaths,
+    load_teachers,
+    load_text,
+    random_teachers,
+    verify,
+)
+from training.text import LENGTH
 from training.vgg import VGG16
 
 WIDTH = 32
@@ -231,6 +242,73 @@ def test_checksums_of_files_and_in_folders(tmp_path: Path) -> None:
     for given in (path, tmp_path):
         with pytest.raises(ValueError, match=r"model\.safetensors has checksum .* download it again"):
             verify(given)
+
+
+def test_other_bytes_under_a_name_with_a_checksum_are_refused(folder: Path, tmp_path: Path) -> None:
+    """As torch names its files; what is in these has the right keys and shapes, and is another network."""
+    path = tmp_path / "vgg16-397923af.pth"
+    shutil.copy(folder / "vgg.pth", path)
+    with pytest.raises(ValueError, match=r"vgg16-397923af\.pth has checksum .*, its name says 397923af: download it"):
+        load_teachers(paths(folder, vgg=path), WIDTH)
+    right = tmp_path / f"net-{hashlib.sha256(b'weights').hexdigest()[:8]}.pth"
+    right.write_bytes(b"weights")
+    verify(right)
+    right.with_name(f"{right.name}.sha256").write_text(hashlib.sha256(b"others").hexdigest())
+    with pytest.raises(ValueError, match=r"\.pth\.sha256 says"):
+        verify(right)
+
+
+def test_the_command_of_lpips_leaves_its_checksum(folder: Path, tmp_path: Path) -> None:
+    """All but the download is run."""
+    _, note = COMMANDS["lpips"].split(" && ")
+    subprocess.run(note, shell=True, cwd=tmp_path, check=True)
+    assert (tmp_path / "vgg.pth.sha256").read_text().strip() == LPIPS_SHA256
+    shutil.copy(folder / "heads.pth", tmp_path / "vgg.pth")
+    with pytest.raises(ValueError, match=rf"vgg\.pth\.sha256 says {LPIPS_SHA256}: download it again"):
+        load_teachers(paths(folder, lpips=tmp_path / "vgg.pth"), WIDTH)
+
+
+def changed(folder: Path, to: Path, tower: str, **sizes: int) -> Path:
+    """A folder whose config.json says other sizes; its weights are not looked at before these are."""
+    shutil.copytree(folder, to)
+    values = json.loads((to / "config.json").read_text())
+    (values[tower] if tower else values).update(sizes)
+    (to / "config.json").write_text(json.dumps(values))
+    return to
+
+
+def test_towers_of_another_length_or_side_are_refused(folder: Path, tmp_path: Path) -> None:
+    """They would fail inside the first step, or, of patches that leave a rest, see a part of each picture."""
+    assert TEXT_LENGTH == LENGTH
+    large = changed(folder / "clip", tmp_path / "clip", "", image_size=336)
+    with pytest.raises(ValueError, match="CLIP of pictures of 336 pixels; the losses show it 224"):
+        load_teachers(paths(folder, clip=large), WIDTH)
+    short = changed(folder / "siglip2", tmp_path / "short", "text_config", max_position_embeddings=32)
+    for load in (lambda: load_teachers(paths(folder, siglip2=short), WIDTH), lambda: load_text(short, WIDTH)):
+        with pytest.raises(ValueError, match="its text tower takes 32 ids; captions have 64"):
+            load()
+    odd = changed(folder / "siglip2", tmp_path / "odd", "vision_config", patch_size=15)
+    with pytest.raises(ValueError, match="patches of 15 pixels, which do not fill pictures of 224"):
+        load_teachers(paths(folder, siglip2=odd), WIDTH)
+
+
+def test_heads_of_another_network_are_refused(folder: Path, tmp_path: Path) -> None:
+    """The published file for AlexNet has the same keys."""
+    torch.save(LPIPS((64, 192, 384, 256, 256)).state_dict(), tmp_path / "alex.pth")
+    with pytest.raises(
+        ValueError, match=r"alex\.pth does not fit LPIPS: lin1.*\(1, 192, 1, 1\), wanted \(1, 128, 1, 1\)"
+    ):
+        load_teachers(paths(folder, lpips=tmp_path / "alex.pth"), WIDTH)
+
+
+def test_a_teacher_that_no_loss_asks_may_be_left_out(folder: Path) -> None:
+    some = TeacherPaths(vgg=folder / "vgg.pth", siglip2=folder / "siglip2")
+    teachers = load_teachers(some, WIDTH, unused=["lpips", "clip"])
+    assert len(teachers.vgg(torch.zeros(1, 3, 32, 32))) == 5
+    with pytest.raises(RuntimeError, match="the teacher clip was left out"):
+        teachers.clip(torch.zeros(1, 3, 224, 224))
+    with pytest.raises(FileNotFoundError, match=r"clip \(not given\)"):
+        load_teachers(some, WIDTH, unused=["lpips"])
 
 
 def test_random_teachers_repeat() -> None:
