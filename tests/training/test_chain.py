@@ -79,11 +79,14 @@ def test_without_a_start_the_seed_decides(tmp_path: Path, ranks: Ranks) -> None:
 def test_a_stage_hands_on_its_averaged_weights(tmp_path: Path, ranks: Ranks) -> None:
     """What has moved is handed on, too: the video stage stands still behind an image stage that does not."""
     plan = replace(PLAN, stages=PLAN.stages[:1])
-    run(plan, tmp_path, ranks)
-    moved = weights.load(tmp_path / "image.safetensors").state_dict()
+    run(plan, tmp_path / "first", ranks)
+    net = weights.load(tmp_path / "first" / "image.safetensors")
+    moved = net.state_dict()
     assert not torch.equal(moved["decoder.out_layer.weight"], fresh(MODELS["image"], 0).decoder.out_layer.weight)
-    run(replace(STILL, stages=PLAN.stages[:2]), tmp_path, ranks)  # the first is done
-    after = weights.load(tmp_path / "video.safetensors").state_dict()
+    (tmp_path / "second").mkdir()
+    weights.save(net, tmp_path / "second" / "image.safetensors")  # by hand: a done stage of another recipe is refused
+    run(replace(STILL, stages=PLAN.stages[:2]), tmp_path / "second", ranks)
+    after = weights.load(tmp_path / "second" / "video.safetensors").state_dict()
     assert_same(after, widen_latents(moved, MODELS["image"], MODELS["video"], STILL.seed))
 
 
