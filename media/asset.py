@@ -22,6 +22,8 @@ from media.voxel_file import is_voxel_archive, load_voxel_archive, load_voxels
 COMPARED: Final = 6
 """Views of a mesh that its reconstruction is compared with; its voxels are made without them."""
 COMPARED_SIDE: Final = 256
+SMALLEST: Final = 16
+"""Side of a picture, in pixels, from which on it can be compared."""
 
 
 def decode_asset(
@@ -30,11 +32,12 @@ def decode_asset(
     """Turn a 3D file into voxels.
 
     format: of media.asset_sniff. up: axis of a mesh file that is up, None by format. with_pictures: also what a
-    reconstruction is compared with: views of a mesh that were held out, or the renders that were sent; nothing for
-    ready-made voxels. Raises MediaError.
+    reconstruction is compared with: views of a mesh that were held out, or the renders that were sent, none of them
+    held out, since the voxels may not depend on what else is asked; nothing for ready-made voxels. A note tells of
+    both. Raises MediaError.
     """
     if format == "safetensors":
-        return _checked(Asset(voxels=load_voxels(data, limits)), limits)
+        return _checked(_of_voxels(load_voxels(data, limits), with_pictures), limits)
     if format in MESH_FORMATS:
         return _checked(_of_mesh(load_mesh(data, format, limits, up=up), with_pictures), limits)
     if format != "zip":
@@ -44,7 +47,7 @@ def decode_asset(
         views, notes = load_renders(archive, limits)
         return _checked(_of_renders(views, notes, with_pictures), limits)
     if is_voxel_archive(archive.names):
-        return _checked(Asset(voxels=load_voxel_archive(archive)), limits)
+        return _checked(_of_voxels(load_voxel_archive(archive), with_pictures), limits)
     return _checked(_of_mesh(load_mesh_archive(archive, limits, up=up), with_pictures), limits)
 
 
@@ -54,20 +57,28 @@ def _of_mesh(mesh: Mesh, with_pictures: bool) -> Asset:
     pictures = None
     if with_pictures:
         others = render_views(mesh, sphere_cameras(COMPARED, turn=math.pi / 5), COMPARED_SIDE)
-        pictures = _pictures(others, COMPARED_SIDE, held_out=True)
+        pictures = _pictures(others, held_out=True)
     return Asset(voxels=_noted(voxels, mesh.notes), pictures=pictures)
 
 
 def _of_renders(views: Views, notes: tuple[str, ...], with_pictures: bool) -> Asset:
     voxels = _noted(voxelize(views), notes)
-    side = len(views.images[0])
-    is_same = all(len(image) == side for image in views.images)
-    if not (with_pictures and is_same and side >= 16):
+    if not with_pictures:
         return Asset(voxels=voxels)
-    return Asset(voxels=voxels, pictures=_pictures(views, side, held_out=False))
+    sides = [len(image) for image in views.images]
+    if min(sides) < max(sides) or min(sides) < SMALLEST:
+        why = f"they are {min(sides)} to {max(sides)} pixels wide, and must be equal and {SMALLEST} or more"
+        return Asset(voxels=_noted(voxels, (f"the reconstruction is not scored on the renders: {why}",)))
+    note = f"the reconstruction is scored on the {len(sides)} renders that made the voxels: none was held out"
+    return Asset(voxels=_noted(voxels, (note,)), pictures=_pictures(views, held_out=False))
 
 
-def _pictures(views: Views, side: int, *, held_out: bool) -> PosedPictures:
+def _of_voxels(voxels: Voxels, with_pictures: bool) -> Asset:
+    note = "the reconstruction is not scored: ready-made voxels come without pictures"
+    return Asset(voxels=_noted(voxels, (note,)) if with_pictures else voxels)
+
+
+def _pictures(views: Views, *, held_out: bool) -> PosedPictures:
     return PosedPictures(
         pictures=np.stack([on_black(image) for image in views.images]),
         world_to_camera=views.cameras.world_to_camera,

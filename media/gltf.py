@@ -24,6 +24,7 @@ from media.mesh_parts import (
     placed,
     rgba_bytes,
     usable_uv,
+    without_texture,
 )
 from media.textures import Textures
 from media.types import Float32Array, Material, Mesh, UInt8Array
@@ -163,7 +164,10 @@ class _Reader:
         )
         red, green, blue = _display(np.array([red, green, blue])).tolist()
         texture = None if info is None else self._texture(info)
-        material = placed(Material(colour=(red, green, blue, alpha), texture=texture), uv)
+        if info is not None and texture is None:
+            material = without_texture(alpha)
+        else:
+            material = placed(Material(colour=(red, green, blue, alpha), texture=texture), uv)
         if entry.get("alphaMode") == "MASK":
             return replace(material, cutout=float(np.nan_to_num(entry.get("alphaCutoff", 0.5))))
         return blended(material, self._notes) if entry.get("alphaMode") == "BLEND" else material
@@ -173,7 +177,7 @@ class _Reader:
         webp = texture.get("extensions", {}).get("EXT_texture_webp", {})
         number = webp.get("source", texture.get("source"))
         if number is None:
-            self._notes.append("a texture in a format that is not offered is left out: its plain colour is used")
+            self._notes.append("a texture in a format that is not offered is left out: grey is used in its place")
             return None
         return self._textures.get(str(number), self._image)
 

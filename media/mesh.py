@@ -17,7 +17,7 @@ from media.errors import MediaError
 from media.gltf import read_gltf
 from media.gltf_check import Beside
 from media.limits import Limits
-from media.mesh_parts import UNPAINTED, blended, placed, shown
+from media.mesh_parts import UNPAINTED, blended, placed, shown, without_texture
 from media.obj import ObjFile, Paint, read_mtl, read_obj
 from media.off import read_off
 from media.ply_mesh import read_ply_mesh
@@ -61,9 +61,8 @@ def load_mesh_archive(archive: Archive, limits: Limits, *, up: Up | None = None)
     """Read the one mesh in a zip, with its MTL files, buffers and textures. Raises MediaError."""
     found = [name for name in archive.names if _suffix(name) in MESH_FORMATS]
     if len(found) != 1:
-        what = (
-            "no mesh (.glb .gltf .obj .ply .stl .off) and no transforms.json" if not found else f"{len(found)} meshes"
-        )
+        nothing = "no mesh (.glb .gltf .obj .ply .stl .off), and no transforms.json or cameras.json of posed renders"
+        what = nothing if not found else f"{len(found)} meshes"
         raise MediaError("corrupt_media", f"the zip file holds {what}; send one asset")
     (name,) = found
     data = archive.read(name, limits.mesh_bytes)
@@ -121,10 +120,13 @@ def _painted(file: ObjFile, beside: Beside, limits: Limits) -> Mesh:
         if paint is None:
             materials.append(plain)
             continue
-        texture = None if paint.texture is None else textures.get(paint.texture, beside)
-        # The colour of a textured material is a leftover in most files: many have its average there, or black.
-        colour = paint.colour if texture is None else (1.0, 1.0, 1.0, paint.colour[3])
-        materials.append(blended(placed(Material(colour=colour, texture=texture), file.mesh.uv), notes))
+        material = Material(colour=paint.colour)
+        if paint.texture is not None:
+            # The colour of a textured material is a leftover in most files: many have its average there, or black.
+            texture, alpha = textures.get(paint.texture, beside), paint.colour[3]
+            textured = Material(colour=(1.0, 1.0, 1.0, alpha), texture=texture)
+            material = without_texture(alpha) if texture is None else placed(textured, file.mesh.uv)
+        materials.append(blended(material, notes))
     return replace(file.mesh, materials=tuple(materials), notes=tuple(dict.fromkeys([*notes, *textures.notes])))
 
 

@@ -18,8 +18,10 @@ Int64: TypeAlias = npt.NDArray[np.int64]
 
 FARTHEST: Final = 1e6
 """Coordinates beyond it are taken for damage."""
-UNPAINTED: Final = Material(colour=(0.8, 0.8, 0.8, 1.0))
-"""What a surface is painted with that nothing is said about, beside others that have a colour."""
+GREY: Final = 0.8
+UNPAINTED: Final = Material(colour=(GREY, GREY, GREY, 1.0), is_shaded=True)
+"""What a surface is painted with that nothing is said about, or whose texture is not there, beside others that have a
+colour."""
 CUTOUT_OF_BLEND: Final = 0.5
 
 
@@ -137,6 +139,11 @@ def placed(material: Material, uv: Float32Array | None) -> Material:
     means = (material.texture.reshape(-1, 4).mean(axis=0) / 255).tolist()
     red, green, blue, alpha = (part * mean for part, mean in zip(material.colour, means, strict=True))
     return replace(material, colour=(red, green, blue, alpha), texture=None)
+
+
+def without_texture(alpha: float) -> Material:
+    """What stands for a material whose texture is not there: its own colour is a leftover, mostly black or white."""
+    return replace(UNPAINTED, colour=(*UNPAINTED.colour[:3], alpha))
 
 
 def blended(material: Material, notes: list[str]) -> Material:

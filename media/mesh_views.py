@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from media.cameras import Cameras
+from media.mesh_parts import GREY
 from media.mesh_raster import Float64, Holes, Seen, rasterize
 from media.multiview import Views
 from media.types import Int32Array, Mesh, UInt8Array
@@ -23,8 +24,9 @@ DISTANCE, ANGLE = 2.0, math.radians(40)
 """Of the cameras, in sides of the cube; the object's own cube is seen whole from there, but for its corners."""
 MARGIN = 1e-4
 """Left free at the faces of the cube, so that rounding puts nothing outside."""
-GREY, DARKEST = 0.8, 0.35
-# Where the light of an unpainted mesh comes from: above, a little from the front right.
+DARKEST = 0.35
+"""Share of the light on a side that is turned away from it."""
+# Where the light of an unpainted surface comes from: above, a little from the front right.
 LIGHT = np.array([0.35, -0.5, 0.8]) / np.linalg.norm([0.35, -0.5, 0.8])
 
 
@@ -58,8 +60,8 @@ def render_views(mesh: Mesh, cameras: Cameras, side: int) -> Views:
     """Draw the mesh from each camera: RGBA with alpha 0 or 255, and planar depth, -1 where nothing is.
 
     A pixel is sampled at its top left corner, which is where voxelize takes its depth to be: the surface then lies
-    where it is. Painted surfaces have their colour without any light; where nothing says how the mesh looks it is
-    grey under a light that is fixed in the world.
+    where it is. Painted surfaces have their colour without any light; where nothing says how the mesh looks, or a
+    texture is not there, it is grey under a light that is fixed in the world.
     """
     paint = _Paint(mesh)
     vertices = mesh.vertices.astype(np.float64)
@@ -85,6 +87,7 @@ class _Paint(Holes):
 
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
+        self._is_shaded = np.array([material.is_shaded for material in mesh.materials], bool)
         self._cutouts = np.array([material.cutout for material in mesh.materials] or [0.0])
         self.has_holes = bool((self._cutouts > 0).any())
 
@@ -101,10 +104,13 @@ class _Paint(Holes):
         """uint8 [S, S, 4]."""
         is_there = seen.triangle >= 0
         triangles, weights = seen.triangle[is_there], seen.weights[is_there].astype(np.float64)
-        if self._mesh.material_of_face is None:
-            colour = self._grey(triangles, pose)
+        owner = self._mesh.material_of_face
+        if owner is None:
+            colour = np.repeat(GREY * self._light(triangles, pose), 3, axis=1)
         else:
             colour = self._colours(triangles, weights)[:, :3]
+            shaded = self._is_shaded[owner[triangles]]
+            colour[shaded] *= self._light(triangles[shaded], pose)
         pixels = np.zeros((*seen.triangle.shape, 4), np.uint8)
         pixels[is_there, :3] = (colour * 255).round().astype(np.uint8)
         pixels[is_there, 3] = 255
@@ -127,7 +133,8 @@ class _Paint(Holes):
                     colour[owner == number] *= _sample(texture, uv[owner == number])
         return colour
 
-    def _grey(self, triangles: Int32Array, pose: Float64) -> Float64:
+    def _light(self, triangles: Int32Array, pose: Float64) -> Float64:
+        """Share of the light that falls on each, [n, 1]."""
         a, b, c = (self._mesh.vertices[self._mesh.faces[triangles, corner]].astype(np.float64) for corner in range(3))
         normal = np.cross(b - a, c - a)
         normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-30)
@@ -135,8 +142,8 @@ class _Paint(Holes):
         eye = -pose[:3, :3].T @ pose[:3, 3]
         away = ((a - eye) * normal).sum(axis=1) > 0
         normal[away] *= -1
-        light = DARKEST + (1 - DARKEST) * (0.5 + 0.5 * (normal @ LIGHT))
-        return np.repeat((GREY * light)[:, None], 3, axis=1)
+        light: Float64 = DARKEST + (1 - DARKEST) * (0.5 + 0.5 * (normal @ LIGHT))
+        return light[:, None]
 
 
 def _sample(texture: UInt8Array, uv: Float64) -> Float64:

@@ -108,7 +108,8 @@ def read_ply_mesh(data: bytes, limits: Limits) -> Mesh:
     of_vertex = _colours(vertex.columns, named["vertex"])
     mesh = coloured(points, triangles, of_vertex, None if of_face is None else of_face[owner])
     if b"TextureFile" in data[:start]:
-        return replace(mesh, notes=("the texture that the PLY file names is left out: only its colours are read",))
+        instead = "grey is used in its place" if mesh.colours is None else "only its colours are read"
+        return replace(mesh, notes=(f"the texture that the PLY file names is left out: {instead}",))
     return mesh
 
 

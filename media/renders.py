@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -25,12 +26,15 @@ from media.errors import MediaError
 from media.exr import read_exr
 from media.image import decode_rgba
 from media.limits import Limits
+from media.mesh_parts import shown
 from media.multiview import FAR, Views
 from media.npy_file import load_npy
 from media.sniff import probe
 from media.types import UInt8Array
 
 CAMERA_FILES = ("transforms.json", "cameras.json")
+PICTURES, DEPTH_ALONE = (".png", ".webp", ".jpg", ".jpeg"), (".npy", ".exr")
+"""Suffixes of pictures, and those that only depth maps have."""
 JSON_BYTES = 4 * 1024 * 1024
 
 Depth = npt.NDArray[np.floating]
@@ -63,21 +67,26 @@ def load_renders(archive: Archive, limits: Limits) -> tuple[Views, tuple[str, ..
         names, cameras = read_transforms(document)
     else:
         names, cameras = read_views(document, lambda view, name: _side(archive, folder, view, name, limits))
+    pictures: list[str] = []
+    maps: list[str] = []
     images, depths = [], []
     for view, name in enumerate(names):
         entry = document["frames" if is_nerf else "views"][view]
-        picture = _find(archive, folder, name, view, "picture", (".png", ".webp", ".jpg", ".jpeg"))
+        picture = _find(archive, folder, name, view, "picture", PICTURES)
         given = entry.get("depth_file_path" if is_nerf else "depth")
         stem = str(PurePosixPath(name).with_suffix(""))
-        depth = _find(archive, folder, given or f"{stem}_depth", view, "depth map", (".npy", ".exr", ".png"))
+        depth = _find(archive, folder, given or f"{stem}_depth", view, "depth map", (*DEPTH_ALONE, ".png"))
         for path in (picture, depth):
             if path in used:
                 raise MediaError("view_mismatch", f"view {view}: the file {path!r} is used twice")
             used.add(path)
+        pictures.append(picture)
+        maps.append(depth)
         images.append(_picture(archive.read(picture), view, limits))
         scale = entry.get("depth_scale", document.get("depth_scale"))
         depths.append(_depth(archive.read(depth), depth, view, scale, limits))
     spare = [name for name in archive.names if name not in used]
+    _check_spare(spare, pictures, maps, found[0])
     notes = (f"{len(spare)} files belong to no view and were not read ({spare[0]!r})",) if spare else ()
     return Views(images=images, depths=depths, cameras=cameras), notes
 
@@ -100,9 +109,36 @@ def _find(
     )
 
 
+def _check_spare(spare: Sequence[str], pictures: Sequence[str], maps: Sequence[str], cameras: str) -> None:
+    """Raise MediaError for pictures and depth maps that no view names, and name the first of them.
+
+    spare: files of no view; pictures, maps: one of each a view. What lies in other folders is something else (smaller
+    copies, masks), and so is another file of a view that there is: published exports have 000_depth.exr beside
+    000_depth.npy, renderers write 000_normal.png.
+    """
+    folders = {PurePosixPath(name).parent for name in (*pictures, *maps)}
+    stems = {str(PurePosixPath(name).with_suffix("")) for name in (*pictures, *maps)}
+    left: list[str] = []
+    left_maps = 0
+    for name in spare:
+        path = PurePosixPath(name)
+        suffix, stem = path.suffix.lower(), str(path.with_suffix(""))
+        if suffix not in (*PICTURES, *DEPTH_ALONE) or path.parent not in folders:
+            continue
+        if not any(stem == other or stem.startswith(f"{other}_") for other in stems):
+            left.append(name)
+            left_maps += suffix in DEPTH_ALONE or stem.endswith("_depth")
+    if left:
+        raise MediaError(
+            "view_mismatch",
+            f"there are {len(pictures) + len(left) - left_maps} pictures, {len(maps) + left_maps} depth maps and "
+            f"{len(pictures)} views in {cameras}; no view names {', '.join(map(shown, left[:4]))}",
+        )
+
+
 def _side(archive: Archive, folder: PurePosixPath, view: int, name: object, limits: Limits) -> int:
     """Side of a view's picture in pixels, from its header."""
-    path = _find(archive, folder, name, view, "picture", (".png", ".webp", ".jpg", ".jpeg"))
+    path = _find(archive, folder, name, view, "picture", PICTURES)
     return probe(archive.read(path), limits, declared="image").width
 
 

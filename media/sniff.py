@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from media import bmff, ebml, riff
-from media.asset_sniff import asset_format, check_asset_bytes
+from media.asset_sniff import asset_format, check_asset_bytes, claimed_format
 from media.errors import MediaError
 from media.headers import Header, Steps, cut_short, unpack
 from media.limits import Limits
@@ -105,16 +105,22 @@ def probe(data: bytes, limits: Limits, *, declared: str | None = None, max_frame
 
     declared: what the sender says that it is: a kind ("image", "video", "model") or a media type ("image/png"). Only
     the kind is compared: a PNG called image/jpeg is fine, a PNG called video is not. An animated GIF, WebP, PNG or
-    AVIF is an image (its first frame) unless it is declared as a video.
+    AVIF is an image (its first frame) unless it is declared as a video. What has no magic number (STL, OBJ) is what it
+    is declared as if it is nothing else.
     max_frames: only so many frames will be kept, so that a longer clip is no reason to refuse. Raises MediaError.
     """
     if not data:
         raise MediaError("corrupt_media", "the file is empty")
-    if (asset := asset_format(data)) is not None:
+    asset = asset_format(data)
+    format_name = None if asset else _format(data)
+    if asset is None and format_name is None:
+        asset = claimed_format(data, declared)
+    if asset is not None:
         _check_declared_asset(declared, asset)
         check_asset_bytes(len(data), asset, limits)
         return Probe(format=asset, kind="voxels", width=0, height=0, frames=None, seconds=None, tokens=None)
-    format_name = _format(data)
+    if format_name is None:
+        raise _refusal(None)
     is_video = format_name in VIDEO_FORMATS
     _check_bytes(len(data), limits, is_video)
     try:
@@ -275,7 +281,8 @@ def _checked(header: Header, kind: Literal["image", "video"], limits: Limits, ma
     )
 
 
-def _format(data: bytes) -> str:
+def _format(data: bytes) -> str | None:
+    """None if it is unknown. Raises MediaError for what is known and not on offer."""
     start = data[:32]
     if start.startswith(b"\x89PNG\r\n\x1a\n"):
         return "png"
@@ -299,7 +306,7 @@ def _format(data: bytes) -> str:
     for magic, name in _OTHERS:
         if start.startswith(magic):
             raise _refusal(name)
-    raise _refusal(None)
+    return None
 
 
 def _refusal(name: str | None) -> MediaError:

@@ -6,6 +6,7 @@ import struct
 
 import numpy as np
 
+from media.asset_sniff import LOOK, is_stl_text
 from media.errors import MediaError
 from media.limits import Limits
 from media.mesh_parts import check_counts, checked_vertices, no_faces, numbers
@@ -21,8 +22,15 @@ def read_stl(data: bytes, limits: Limits) -> Mesh:
         if len(data) == _HEADER + count * _FACET.itemsize:
             check_counts(0, count, limits)
             return _mesh(np.frombuffer(data, _FACET, offset=_HEADER)["corners"].reshape(-1, 3).astype(np.float64))
-    if not data.lstrip()[:5].lower() == b"solid":
-        raise MediaError("corrupt_media", "the STL file has not the length that it says, or is cut short")
+    if not is_stl_text(data[:LOOK]):
+        if len(data) < _HEADER:
+            raise MediaError("corrupt_media", f"the STL file is cut short: it has {len(data)} bytes")
+        check_counts(0, count, limits)
+        raise MediaError(
+            "corrupt_media",
+            f"the STL file says that it has {count} faces, which are {_HEADER + count * _FACET.itemsize} bytes; "
+            f"it has {len(data)}",
+        )
     text = data.lower()
     facets = text.count(b"endfacet")
     check_counts(0, facets, limits)

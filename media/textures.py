@@ -46,7 +46,7 @@ class Textures:
         except MediaError as error:
             pixels, reason = None, f"is left out ({error.detail})"
         if pixels is None:
-            self.notes.append(f"the texture {shown(name)} {reason}: its plain colour is used")
+            self.notes.append(f"the texture {shown(name)} {reason}: grey is used in its place")
             return None
         factor = -(-max(pixels.shape[:2]) // SIDE)
         if factor > 1:

@@ -57,12 +57,14 @@ class Material:
 
     colour: RGBA, 0..1, multiplies the texture; alone where there is none. texture: uint8 [h, w, 4], RGBA with straight
     alpha, first row on top; None: the plain colour. cutout: alpha below it is a hole (0: the surface is opaque
-    everywhere).
+    everywhere). is_shaded: the colour stands for one that nobody told, and is drawn under the light of meshes without
+    materials: flat, it would hide the shape.
     """
 
     colour: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
     texture: UInt8Array | None = None
     cutout: float = 0.0
+    is_shaded: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -63,15 +63,17 @@ class WordTable:
 
     def known(self, text: str) -> list[int]:
         """Rows of the words of a text that the table has; of a plural that it lacks, the singular's."""
-        rows = []
+        return [row for _, row in self._found(text) if row is not None]
+
+    def unknown(self, text: str) -> list[str]:
+        """Words of a text that say nothing here, each once."""
+        return list(dict.fromkeys(word for word, row in self._found(text) if row is None))
+
+    def _found(self, text: str) -> Iterator[tuple[str, int | None]]:
         for word in re.sub(r"[\W\d_]+", " ", text.lower()).split():
-            if word in EMPTY_WORDS:
-                continue
-            for form in (word, word.removesuffix("s"), word.removesuffix("es"), word + "s"):
-                if form in self._rows:
-                    rows.append(self._rows[form])
-                    break
-        return rows
+            if word not in EMPTY_WORDS:
+                forms = (word, word.removesuffix("s"), word.removesuffix("es"), word + "s")
+                yield word, next((self._rows[form] for form in forms if form in self._rows), None)
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Texts to embeddings [B, C] of length 1. Raises RangeError for a text without a known word."""

@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
@@ -19,8 +20,8 @@ from training.fresh import fresh
 from training.glance import glance
 from training.modality_rope import use_modality_rope
 from training.ranks import Ranks
-from training.run_folder import RunFolder
-from training.snapshots import Snapshots
+from training.run_folder import RunFolder, space_left
+from training.snapshots import SaveError, Snapshots
 from training.stages import Recipe, Stage
 from training.student import Student
 from training.teachers import Teachers
@@ -112,7 +113,7 @@ def _run_stage(
     if snapshots.steps():
         trainer.restore(snapshots)
         log(f"{stage.name}: going on from step {trainer.progress.step}")
-    records = RunFolder(folder, recipe.to_json(), ranks.world) if ranks.first else None
+    records = RunFolder(folder, recipe.to_json(), ranks.world, log) if ranks.first else None
     say = log if ranks.first else _silent
 
     def look(step: int) -> ATokenNet:
@@ -141,7 +142,10 @@ def _run_stage(
     if records is not None:
         note = f"stage {stage.name} of {recipe.name}, {stage.steps} steps, seed {recipe.seed}, rope {recipe.rope}"
         partial = folder / f"{stage.name}.partial"
-        weights.save(final, partial, metadata={weights.NOTE_KEY: note})
+        try:
+            weights.save(final, partial, metadata={weights.NOTE_KEY: note})
+        except (OSError, SafetensorError) as error:
+            raise SaveError(f"{stage.name}.safetensors not written: {error}{space_left(folder)}") from error
         partial.rename(folder / f"{stage.name}.safetensors")
         records.close()
     ranks.wait()

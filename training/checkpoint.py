@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from training.config import TrainConfig
+from training.run_folder import space_left
+from training.snapshots import SaveError
 
 NAME = "checkpoint.pt"
 
@@ -29,7 +31,7 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, state: Checkpoint) -> Path:
-    """Write DIR/checkpoint.pt in one atomic replacement."""
+    """Write DIR/checkpoint.pt in one atomic replacement. Raises SaveError; the one before is then still there."""
     folder.mkdir(parents=True, exist_ok=True)
     path, partial = folder / NAME, folder / f"{NAME}.partial"
     values = {
@@ -41,8 +43,12 @@ def save_checkpoint(folder: Path, state: Checkpoint) -> Path:
         "optimizer": state.optimizer,
         "distillation": state.distillation,
     }
-    torch.save(values, partial)
-    os.replace(partial, path)
+    try:
+        torch.save(values, partial)
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # torch has its own for a full disk
+        partial.unlink(missing_ok=True)
+        raise SaveError(f"{path} could not be written: {error}{space_left(folder)}") from error
     return path
 
 

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +34,7 @@ from training.ranks import Ranks, spread
 from training.run_folder import RunFolder
 from training.snapshots import Snapshots
 from training.stages import Recipe, Stage, Task
+from training.stopping import terminated
 from training.student import Student
 from training.teachers import Teachers
 
@@ -113,24 +112,28 @@ class StageTrainer:
         habits = habits or Habits()
         last = self.stage.steps if stop_at is None else min(stop_at, self.stage.steps)
         since: dict[str, list[float]] = {}
-        with _terminated() as asked:
-            while self.progress.step < last:
-                for name, value in self.train_step().items():
-                    since.setdefault(name, []).append(value)
-                step = self.progress.step
-                if folder and habits.log_every and (step % habits.log_every == 0 or step in (1, last)):
-                    # Means since the last line: with a line for every 50 steps, no task of the cycle is left out.
-                    values = {name: sum(parts) / len(parts) for name, parts in since.items()}
-                    log(folder.metrics(self.stage.name, step, self.stage.steps, values))
-                    since = {}
-                if habits.save_every and step % habits.save_every == 0:
-                    self._save(snapshots, wait=False)
-                if look and habits.look_every and step % habits.look_every == 0 and step < self.stage.steps:
-                    look(step)
-                if self.ranks.most(int(asked())):
-                    log(f"told to stop: saving step {step}")
-                    break
-        self._save(snapshots, wait=True)
+        try:
+            with terminated() as asked:
+                while self.progress.step < last:
+                    for name, value in self.train_step().items():
+                        since.setdefault(name, []).append(value)
+                    step = self.progress.step
+                    if folder and habits.log_every and (step % habits.log_every == 0 or step in (1, last)):
+                        # Means since the last line: with a line for every 50 steps, no task of the cycle is left out.
+                        values = {name: sum(parts) / len(parts) for name, parts in since.items()}
+                        log(folder.metrics(self.stage.name, step, self.stage.steps, values))
+                        since = {}
+                    snapshots.poll()
+                    if habits.save_every and step % habits.save_every == 0:
+                        self._save(snapshots, wait=False)
+                    if look and habits.look_every and step % habits.look_every == 0 and step < self.stage.steps:
+                        look(step)
+                    if self.ranks.most(int(asked())):
+                        log(f"told to stop: saving step {step}")
+                        break
+            self._save(snapshots, wait=True)
+        finally:
+            snapshots.settle()  # of a run that ends by an error the last checkpoint is written to its end
         return self.progress.step >= self.stage.steps
 
     def restore(self, snapshots: Snapshots) -> None:
@@ -212,7 +215,7 @@ class StageTrainer:
         packed = moved(micro.packed, device)
         decode = kind.endswith("_rec")
         noise = self._noise(kind, micro).to(device) if decode and self.model.bottleneck == "gaussian" else None
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.ranks.half):
             outputs = self.student(packed, micro.items, noise, decode=decode, embed=not decode)
         if decode:
             terms = reconstruction_terms(outputs, micro, packed.feats, self.model, count)
@@ -273,18 +276,3 @@ def hash_of(*parts: Any) -> int:
 def _plain(value: Any) -> Any:
     """As it comes back from JSON."""
     return json.loads(json.dumps(value))
-
-
-@contextmanager
-def _terminated() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM came; the process goes on to the end of its step."""
-    came: list[int] = []
-    try:
-        before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
-    except ValueError:  # not in the main thread
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(came)
-    finally:
-        signal.signal(signal.SIGTERM, before)

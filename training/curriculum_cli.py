@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     start.add_argument("--start", type=Path, metavar="FILE", help="weights of the stage before")
     add_teachers(made)
     how = add_how(made)
+    how.add_argument("--shard", action="store_true", help="FSDP2 with one process too, to try it on one GPU")
     how.add_argument("--log-every", type=int, default=50)
     how.add_argument("--look-every", type=int, default=5000, help="steps between pictures and PSNR of some samples")
     return made
@@ -101,7 +102,7 @@ def run(given: argparse.Namespace) -> bool:
     """Train; returns whether all stages are done. What is missing is named before the first step."""
     recipe = recipe_of(given)
     width = recipe.base.encoder.width
-    with joined() as ranks:
+    with joined(shard=given.shard) as ranks:
         say = print if ranks.first else _silent
         teachers, tokenize = teachers_of(given, width, ranks.device.type)
         corpora = corpora_of(given)

@@ -29,6 +29,8 @@ from training.distill import Distillation
 from training.linear_fit import decoder_input
 from training.losses import Losses, combine, gaussian_kl, reconstruction
 from training.optimizers import Optimizers
+from training.snapshots import SaveError
+from training.stopping import terminated
 
 EDGES = ("input_layer", "out_layer", "proj.", "position_embedding")
 """Names of the layers that touch pixels or latents, or say where a token stands."""
@@ -64,6 +66,7 @@ class Trainer:
         self.step = 0
         self.elapsed_s = 0.0
         self.said: dict[str, float] = {}
+        self.told_to_stop = False
         if not config.train_encoder:
             _freeze_way_in(net)
         if net.linear_path is not None:
@@ -101,36 +104,49 @@ class Trainer:
     def run(
         self, folder: Path, limits: Limits, log: Callable[[str], None] = print, stop_at: int | None = None
     ) -> list[float]:
-        """Train to the end of the schedule, the time limit, or step `stop_at`; returns the losses of this sitting.
+        """Train to the end of the schedule, the time limit, step `stop_at`, or SIGTERM (told_to_stop is then true).
 
-        Leaves a checkpoint in the folder and a line for every `log_every` steps in its log.jsonl.
+        Returns the losses of this sitting. Leaves a checkpoint in the folder and a line for every `log_every` steps in
+        its log.jsonl. A checkpoint that cannot be written is logged, and SaveError if it is the last.
         """
         folder.mkdir(parents=True, exist_ok=True)
         losses: list[float] = []
         saved_s = self.elapsed_s
         last = self.config.steps if stop_at is None else min(stop_at, self.config.steps)
-        while self.step < last and self._progress(limits) < 1:
-            started = time.perf_counter()
-            result = self.train_step(self._progress(limits))
-            self.elapsed_s += time.perf_counter() - started
-            losses.append(float(result.total.detach()))
-            terms = {"loss": losses[-1], **self.said}
-            if broken := {name: value for name, value in terms.items() if not math.isfinite(value)}:
-                raise FloatingPointError(f"{broken} at step {self.step}: the run is broken, nothing is saved")
-            if self.step % limits.log_every == 0 and self.rank == 0:
-                line = self._line(result, losses[-limits.log_every :])
-                log(line)
-                with (folder / "log.jsonl").open("a") as file:
-                    file.write(line + "\n")
-            if self.elapsed_s - saved_s > limits.save_every_s:
-                self._save(folder)
-                saved_s = self.elapsed_s
+        with terminated() as asked:
+            while self.step < last and self._progress(limits) < 1 and not self.told_to_stop:
+                started = time.perf_counter()
+                result = self.train_step(self._progress(limits))
+                self.elapsed_s += time.perf_counter() - started
+                losses.append(float(result.total.detach()))
+                terms = {"loss": losses[-1], **self.said}
+                if broken := {name: value for name, value in terms.items() if not math.isfinite(value)}:
+                    raise FloatingPointError(f"{broken} at step {self.step}: the run is broken, nothing is saved")
+                if self.step % limits.log_every == 0 and self.rank == 0:
+                    line = self._line(result, losses[-limits.log_every :])
+                    log(line)
+                    _append(folder / "log.jsonl", line, log)
+                if self.elapsed_s - saved_s > limits.save_every_s:
+                    try:
+                        self._save(folder)
+                    except SaveError as error:  # costs this checkpoint, not the run
+                        log(str(error))
+                    saved_s = self.elapsed_s
+                self.told_to_stop = self._any(asked())
         self._save(folder)
         return losses
 
     def _save(self, folder: Path) -> None:
         if self.rank == 0:
             save_checkpoint(folder, self.state())
+
+    def _any(self, value: bool) -> bool:
+        """Whether it is true of any process: all must end at the same step."""
+        if self.world == 1:
+            return value
+        agreed = torch.tensor(int(value))
+        dist.all_reduce(agreed, dist.ReduceOp.MAX)
+        return bool(agreed)
 
     def train_step(self, progress: float) -> Losses:
         """One step. progress: 0 to 1, place in the cosine. The batch and the noise depend on (seed, step) alone."""
@@ -214,6 +230,14 @@ class Trainer:
                 "lr": self.optimizer.param_groups[0]["lr"],
             }
         )
+
+
+def _append(path: Path, line: str, log: Callable[[str], None]) -> None:
+    try:
+        with path.open("a") as file:
+            file.write(line + "\n")
+    except OSError as error:  # a full disk
+        log(f"not in {path}: {error}")
 
 
 def learning_rate(config: OptimConfig, step: int, progress: float) -> float:

@@ -86,11 +86,17 @@ def at_least(least: int) -> Callable[[str], int]:
     return whole
 
 
-def add_common(parser: argparse.ArgumentParser, name: str) -> None:
-    """The options that both kinds of question have. name: of the study."""
+def add_common(parser: argparse.ArgumentParser, name: str, count: int | None = None) -> None:
+    """The options that both kinds of question have. name: of the study; count: items without --count, None for all."""
     parser.add_argument("--model", default="tiny-continuous", help="bundled name or weights file, as atoken takes it")
     parser.add_argument("--out", type=Path, default=Path("runs") / f"study-{name}", help="folder of the report")
-    parser.add_argument("--count", type=at_least(1), metavar="N", help="so many items, evenly spaced; default all")
+    parser.add_argument(
+        "--count",
+        type=at_least(1),
+        default=count,
+        metavar="N",
+        help=f"so many items, evenly spaced, at most all; default {count or 'all'}",
+    )
     parser.add_argument("--seed", type=at_least(0), default=0)
     parser.add_argument("--device", help="default: the GPU if there is one")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16; default as Tokenizer.load")

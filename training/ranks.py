@@ -22,12 +22,18 @@ from training.student import Student
 
 @dataclass(frozen=True)
 class Ranks:
-    """rank of world processes, on one device each. saving: their group for checkpoints, which threads use."""
+    """rank of world processes, on one device each.
+
+    saving: their group for checkpoints, which threads use. sharded: parameters are cut over the ranks (FSDP2). half:
+    blocks compute in bfloat16.
+    """
 
     rank: int
     world: int
     device: torch.device
     saving: dist.ProcessGroup
+    sharded: bool
+    half: bool
 
     @property
     def first(self) -> bool:
@@ -74,8 +80,11 @@ class Ranks:
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
-    """Join the group of torchrun, or be one of one; leave it at the end."""
+def joined(*, shard: bool = False) -> Iterator[Ranks]:
+    """Join the group of torchrun, or be one of one; leave it at the end.
+
+    shard: cut parameters over ranks even where there is one.
+    """
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", dist.get_node_local_rank(fallback_rank=0)) if cuda else torch.device("cpu")
     if cuda:
@@ -89,24 +98,25 @@ def joined() -> Iterator[Ranks]:
     try:
         # A checkpoint is written in a thread beside the steps: with one group their messages would cross.
         saving = dist.new_group(backend="gloo")
-        yield Ranks(dist.get_rank(), dist.get_world_size(), device, saving)
+        world = dist.get_world_size()
+        yield Ranks(dist.get_rank(), world, device, saving, sharded=shard or world > 1, half=cuda)
     finally:
         if mine:
             dist.destroy_process_group()
 
 
 def spread(student: Student, ranks: Ranks) -> Student:
-    """The student on its device; with several ranks, parameters are cut over them (FSDP2), a block at a time.
+    """The student on its device; where that is wanted, parameters are cut over the ranks (FSDP2), a block at a time.
 
-    On GPUs the blocks compute in bfloat16 and gradients are summed in float32; on CPUs everything is float32.
+    With `half` the blocks compute in bfloat16 and gradients are summed in float32; without, everything is float32.
     """
     student.to(ranks.device)
-    if ranks.world == 1:
+    if not ranks.sharded:
         return student
     mesh = DeviceMesh(ranks.device.type, list(range(ranks.world)))
     policy = (
         MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
-        if ranks.device.type == "cuda"
+        if ranks.half
         else MixedPrecisionPolicy(cast_forward_inputs=False)
     )
     net = student.net

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import platform
+import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,25 +34,41 @@ def environment(world: int) -> dict[str, Any]:
     }
 
 
-class RunFolder:
-    """Writer of a run's records; only the first rank has one. TensorBoard is written if the package is there."""
+def space_left(folder: Path) -> str:
+    """What the file system has left, to be put behind an error; nothing where it cannot be asked."""
+    try:
+        return f" ({shutil.disk_usage(folder).free / 1e6:,.1f} MB free in {folder})"
+    except OSError:
+        return ""
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], world: int) -> None:
+
+class RunFolder:
+    """Writer of a run's records; only the first rank has one. TensorBoard is written if the package is there.
+
+    Raises OSError where the folder cannot be written to at the start. Later a record that cannot be written is said by
+    `log`, once, and the run goes on; the next one is tried again. Not TensorBoard's: its thread ends with its first
+    error, and the next stage has a new one.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], world: int, log: Callable[[str], None] = print) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
+        self.log = log
+        self._missed: set[str] = set()
         self._write("config.json", config)
         self._write("environment.json", environment(world))
-        self._board = _board(folder / "tensorboard")
+        self._board = _board(folder / _BOARD)
         self._marks: tuple[float, int] | None = None
 
     def metrics(self, stage: str, step: int, steps: int, values: Mapping[str, float]) -> str:
         """Append a line; returns the console line, with throughput and the time that is left."""
         record = {"stage": stage, "step": step, "time": round(time.time(), 3), **values}
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(f"{stage}/{name}", value, step)
+        with self._spared("metrics.jsonl"):
+            _append(self.folder / "metrics.jsonl", json.dumps(record) + "\n")
+        with self._spared(_BOARD):
+            if self._board is not None:
+                for name, value in values.items():
+                    self._board.add_scalar(f"{stage}/{name}", value, step)
         now = time.monotonic()
         speed = ""
         if self._marks is not None and step > self._marks[1]:
@@ -60,22 +80,51 @@ class RunFolder:
 
     def picture(self, stage: str, name: str, step: int, pixels: Tensor) -> Path:
         """Save a grid, uint8 [H, W, 3], as STAGE-NAME-STEP.png."""
-        folder = self.folder / "pictures"
-        folder.mkdir(exist_ok=True)
-        path = folder / f"{stage}-{name}-{step:06d}.png"
+        path = self.folder / "pictures" / f"{stage}-{name}-{step:06d}.png"
         array: UInt8Array = pixels.numpy()
-        PIL.Image.fromarray(array).save(path)
-        if self._board is not None:
-            self._board.add_image(f"{stage}/{name}", pixels, step, dataformats="HWC")
+        with self._spared("pictures"):
+            path.parent.mkdir(exist_ok=True)
+            PIL.Image.fromarray(array).save(path)
+        with self._spared(_BOARD):
+            if self._board is not None:
+                self._board.add_image(f"{stage}/{name}", pixels, step, dataformats="HWC")
         return path
 
     def close(self) -> None:
         """Flush what is buffered."""
-        if self._board is not None:
-            self._board.close()
+        with self._spared(_BOARD):
+            if self._board is not None:
+                self._board.close()
+
+    @contextmanager
+    def _spared(self, what: str) -> Iterator[None]:
+        """A full disk costs a record, not the run."""
+        try:
+            yield
+        except OSError as error:
+            if what not in self._missed:
+                self.log(f"{what} not written: {error}{space_left(self.folder)}; the run goes on without")
+            self._missed.add(what)
 
     def _write(self, name: str, values: Mapping[str, Any]) -> None:
         (self.folder / name).write_text(json.dumps(values, indent=1, default=str) + "\n")
+
+
+_BOARD = "tensorboard"
+
+
+def _append(path: Path, line: str) -> None:
+    """All of a line or nothing of it: the next one must not be glued to a half."""
+    data = line.encode()
+    with path.open("ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            if file.write(data) < len(data):  # what a disk does that has room for a part
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            with suppress(OSError):
+                file.truncate(before)
+            raise
 
 
 def _board(folder: Path) -> Any:

@@ -1,7 +1,8 @@
 """What the bundled models can do, in one table: `python -m training.scorecard --data ../shared/data`.
 
 Everything is of held-out files: pictures, films and meshes of the eval splits, labelled test pictures. `--stages DIR`
-adds what the model was after each stage; `--labelled DIR` adds labelled pictures from elsewhere, a folder a class.
+adds what the model was after each stage; `--pictures DIR` a table of other pictures, such as Kodak's 24;
+`--labelled DIR` labelled pictures from elsewhere, a folder a class; `--teacher` what the embedding was distilled from.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from media.errors import MediaError
-from media.types import Image, UInt8Array, Video
+from media.types import Float32Array, Image, Item, UInt8Array
 from model import Tokenizer
 from model.errors import ModelError
 from model.splat_decoder import SplatDecoder
 from model.words import WordTable
 from training.data import LANCZOS, read_picture
+from training.eval_items import find_items, read_image
 from training.gaussian_start import colour_start
 from training.gaussians import HELD_OUT, SCORED_SIDE, Object, prepare
 from training.gaussians import score as score_splats
@@ -37,11 +41,18 @@ from training.held_out import (
     pca_codec,
     score,
 )
+from training.joint_space import JointSpace
 from training.lessons import letterboxed
+from training.packaged import EfficientNetLite1
 from training.pca import fit_components, moving_patches, still_patches
+from training.protocols import PROTOCOLS
 from training.retrieval import Share
 
+Embed = Callable[[Sequence[Item]], Float32Array]
+"""Items to embeddings [N, C]."""
+
 SIDE = 256
+WHOLE = replace(PROTOCOLS["plain"], crop=1 << 20)
 EMBED_SIDE = 224
 RAW_SIDES = (8, 16, 32, 64)
 NEIGHBOURS = (1, 5)
@@ -57,7 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--words", default="tiny-words", help="bundled name or file")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--stages", type=Path, metavar="DIR", help="folder of a run, with STAGE.safetensors")
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="more pictures, whole, as Kodak's 24")
     parser.add_argument("--labelled", type=Path, metavar="DIR", help="more labelled pictures, a folder a class")
+    parser.add_argument("--skip", metavar="GLOB", help="names of labelled pictures that are left out, as 'scratch*'")
+    parser.add_argument("--teacher", action="store_true", help="score the teacher too; wants its packages")
     parser.add_argument("--meshes", type=int, metavar="N", help="so many meshes; all of them take minutes")
     given = parser.parse_args(arguments)
     try:
@@ -81,11 +95,17 @@ def _sections(given: argparse.Namespace) -> Iterator[str]:
         if given.stages and (given.stages / f"{name}.safetensors").is_file()
     ]
     yield f"{model.name} {model.revision[:12]}, {codes.name} {codes.revision[:12]}"
-    yield from _table("images, centre 256 px", image_scores(given.data, model, codes, stages))
+    pictures = list(eval_pictures(given.data, "eval", SIDE))
+    yield from _table(f"images, centre {SIDE} px", image_scores(given.data, pictures, model, codes, stages))
+    if given.pictures is not None:
+        pictures = [read_image(path, WHOLE) for path in find_items(given.pictures, "image").paths]
+        title = f"{given.pictures.name}, whole pictures"
+        yield from _table(title, image_scores(given.data, pictures, model, codes, stages))
     yield from _table("clips of 16 frames", clip_scores(given.data, model, codes, stages))
     yield from _table("meshes, held-out views at 256 px", mesh_scores(given.data, given.meshes, model, given.splats))
     yield ""
-    yield from meaning_lines(given.data, model, WordTable.load(given.words), given.labelled)
+    embedders = [model.embed, *([teacher_embed()] if given.teacher else [])]
+    yield from meaning_lines(given.data, embedders, WordTable.load(given.words), given.labelled, given.skip)
     yield ""
     yield codebook_line(given.data, codes)
 
@@ -95,10 +115,13 @@ def _table(title: str, rows: Sequence[Score]) -> Iterator[str]:
 
 
 def image_scores(
-    data: Path, model: Tokenizer, codes: Tokenizer, stages: Sequence[tuple[str, Tokenizer]]
+    data: Path,
+    pictures: Sequence[UInt8Array],
+    model: Tokenizer,
+    codes: Tokenizer,
+    stages: Sequence[tuple[str, Tokenizer]],
 ) -> list[Score]:
-    """PCA, stages and models on the pictures of the eval split."""
-    pictures = list(eval_pictures(data, "eval", SIDE))
+    """PCA of the data's training split, stages and models on pictures uint8 [H, W, 3], whole patches of 16."""
     count = model.config.latent_channels
     components = fit_components(still_patches(data, model.config), count)
     rows = [score(f"PCA {count}, a patch alone", pca_codec(components, model.config), pictures)]
@@ -150,8 +173,25 @@ def mesh_scores(data: Path, limit: int | None, model: Tokenizer, splats: str) ->
     return rows
 
 
-def meaning_lines(data: Path, model: Tokenizer, words: WordTable, labelled: Path | None) -> Iterator[str]:
-    """Neighbours and classes from words, on labelled pictures; raw pixels and chance beside them."""
+def teacher_embed() -> Embed:
+    """The teacher's places in the space of the bundled models' embedding. Raises FileNotFoundError without packages."""
+    teacher = EfficientNetLite1()
+    space = JointSpace.load(Path(__file__).parent / "tiny-space.safetensors")
+
+    def embed(items: Sequence[Item]) -> Float32Array:
+        pictures = [torch.from_numpy(item.pixels) for item in items if isinstance(item, Image)]
+        return torch.cat([space.embed(teacher(picture[None]).features) for picture in pictures]).numpy()
+
+    return embed
+
+
+def meaning_lines(
+    data: Path, embedders: Sequence[Embed], words: WordTable, labelled: Path | None, skip: str | None = None
+) -> Iterator[str]:
+    """Neighbours and classes from words, on labelled pictures; raw pixels and chance beside them.
+
+    embedders: the model, and its teacher if that is asked too. skip: names of labelled pictures to leave out.
+    """
     labels: dict[str, str] = json.loads((data / "images" / "labels.json").read_text())["labels"]
     known = [name for name in labels if name.startswith("images/train/")]
     asked = [name for name in labels if name.startswith("images/labelled_test/")]
@@ -162,7 +202,8 @@ def meaning_lines(data: Path, model: Tokenizer, words: WordTable, labelled: Path
     small_test = _small(data / "images" / "labelled_test.npz")
     sets.append(("the same at 64 px", small_test[0], small_test[1], *small_library))
     if labelled is not None:
-        paths = sorted(path for path in labelled.glob("*/*") if path.is_file())
+        found = sorted(path for path in labelled.glob("*/*") if path.is_file())
+        paths = [path for path in found if skip is None or not fnmatch(path.name, skip)]
         outside = [letterboxed(read_picture(path), EMBED_SIDE) for path in paths]
         sets.append(
             (f"{labelled.name}, other packages", outside, [path.parent.name for path in paths], library, sets[0][4])
@@ -170,19 +211,25 @@ def meaning_lines(data: Path, model: Tokenizer, words: WordTable, labelled: Path
     classes = sorted(set(labels.values()))
     for title, pictures, truth, others, names in sets:
         yield f"{title}: n = {len(truth)}, largest class {100 * max(map(truth.count, set(truth))) / len(truth):.1f} %"
-        ours, theirs = model.embed(_items(pictures)), model.embed(_items(others))
-        for k in NEIGHBOURS:
-            raw = max(
-                (neighbours(_raw(pictures, side), truth, _raw(others, side), names, k) for side in RAW_SIDES),
-                key=lambda share: share.right,
-            )
-            found = neighbours(torch.from_numpy(ours), truth, torch.from_numpy(theirs), names, k)
-            yield f"  {k}-NN: {found}; raw pixels, best of {RAW_SIDES}: {raw}"
-        for prompt in PROMPTS:
-            texts = words.embed([prompt.format(name.replace("_", " ")) for name in classes])
-            said = (torch.from_numpy(ours) @ texts.T).argmax(1).tolist()
-            right = sum(classes[row] == name for row, name in zip(said, truth, strict=True))
-            yield f"  from words, {prompt!r}: {Share(right, len(truth))}; chance {100 / len(classes):.1f} %"
+        for who, embed in zip(("", "teacher, "), embedders, strict=False):
+            ours, theirs = (torch.from_numpy(embed(_items(shown))) for shown in (pictures, others))
+            for k in NEIGHBOURS:
+                near = neighbours(ours, truth, theirs, names, k)
+                raw = raw_neighbours(pictures, truth, others, names, k)
+                yield f"  {who}{k}-NN: {near}; raw pixels, best of {RAW_SIDES}: {raw}"
+            for prompt in PROMPTS:
+                texts = words.embed([prompt.format(name.replace("_", " ")) for name in classes])
+                said = (ours @ texts.T).argmax(1).tolist()
+                right = sum(classes[row] == name for row, name in zip(said, truth, strict=True))
+                yield f"  {who}from words, {prompt!r}: {Share(right, len(truth))}; chance {100 / len(classes):.1f} %"
+
+
+def raw_neighbours(
+    asked: Sequence[UInt8Array], truth: Sequence[str], known: Sequence[UInt8Array], names: Sequence[str], k: int
+) -> Share:
+    """Neighbours by raw pixels, at the size where they are best."""
+    shares = (neighbours(_raw(asked, side), truth, _raw(known, side), names, k) for side in RAW_SIDES)
+    return max(shares, key=lambda share: share.right)
 
 
 def neighbours(asked: Tensor, truth: Sequence[str], known: Tensor, names: Sequence[str], k: int) -> Share:
@@ -224,7 +271,7 @@ def _small(path: Path) -> tuple[list[UInt8Array], list[str]]:
     return [np.asarray(picture.resize(size, PIL.Image.Resampling.BICUBIC)) for picture in pictures], labels
 
 
-def _items(pictures: Sequence[UInt8Array]) -> list[Image | Video]:
+def _items(pictures: Sequence[UInt8Array]) -> list[Item]:
     return [Image(pixels=picture) for picture in pictures]
 
 

@@ -32,6 +32,9 @@ from training.measured import Parser, add_common, at_least, command, minutes_sin
 from training.shift_report import Measured, Outcome, Shown, Summary, summarize, write_report
 from training.shifts import GROUPS, SHIFTS, Drawn, Shift, draw, read_mesh
 
+COUNT = 6
+"""Meshes without --count: about twenty minutes of a core."""
+
 LEAST_ERROR = 1e-10
 """Mean square error under it counts as it: equal pictures are 100 dB."""
 
@@ -261,5 +264,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--show", metavar="FILE", help="the mesh in the picture; default the first that most levels change"
     )
-    add_common(parser, "shift")
+    add_common(parser, "shift", COUNT)
     return parser

@@ -19,7 +19,8 @@ from media.cameras import Cameras
 from media.errors import MediaError
 from media.limits import Limits
 from media.mesh import load_mesh, load_mesh_archive
-from media.mesh_views import GREY, SIDE, VIEWS, normalize, on_black, render_views, sphere_cameras
+from media.mesh_parts import GREY
+from media.mesh_views import SIDE, VIEWS, normalize, on_black, render_views, sphere_cameras
 from media.multiview import GRID, Views, surface_points
 from media.types import Material, Mesh, UInt8Array
 
@@ -161,7 +162,7 @@ def _whitened(material: Material) -> Material:
     if texture is not None:
         texture = texture.copy()
         texture[..., :3] = 255
-    return replace(material, colour=(1.0, 1.0, 1.0, material.colour[3]), texture=texture)
+    return replace(material, colour=(1.0, 1.0, 1.0, material.colour[3]), texture=texture, is_shaded=False)
 
 
 def painted(views: Views, normals: Sequence[UInt8Array], paint: Paint, *, is_painted: bool) -> Views:

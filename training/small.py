@@ -124,8 +124,10 @@ def _run(given: argparse.Namespace, ranks: Ranks) -> int:
     heads: dict[str, Tensor] = {}
     for stage in stages:
         done = folder / f"{stage.stage}.safetensors"
-        if not done.is_file():
-            _run_stage(given, stage, before, heads, library, lessons, folder, ranks)
+        if not done.is_file() and not _run_stage(given, stage, before, heads, library, lessons, folder, ranks):
+            if ranks.first:
+                print(f"told to stop in stage {stage.stage}, which is saved: the same command goes on")
+            return 0
         ranks.wait()
         _check_recipe(done, stage)
         before = weights.load(done)
@@ -150,7 +152,8 @@ def _run_stage(
     lessons: Lessons | None,
     folder: Path,
     ranks: Ranks,
-) -> None:
+) -> bool:
+    """Train a stage, or go on; returns whether it came to its end."""
     place = folder / config.stage
     resumed = (place / CHECKPOINT).is_file()
     if resumed:
@@ -178,12 +181,13 @@ def _run_stage(
     say(json.dumps(config.to_json()))
     minutes = None if given.minutes is None else given.minutes * config.minutes
     trainer.run(place, Limits(minutes=minutes), log=say)
-    if not ranks.first:
-        return
+    if trainer.told_to_stop or not ranks.first:
+        return not trainer.told_to_stop
     if given.refit:
         fit_linear_decoder(trainer.ema, fit_batches(config, library, REFIT_BATCHES, part=2), config.loss.log_floor)
     export(trainer.ema, config, trainer.step, folder / f"{config.stage}.safetensors", torch.float32)
     _say(f"{config.stage}: {trainer.step} steps in {trainer.elapsed_s / 60:.1f} minutes")
+    return True
 
 
 def _check_recipe(done: Path, config: TrainConfig) -> None:

@@ -1,7 +1,7 @@
 """Checkpoints of a curriculum run: written beside the steps, whole or not at all, for any number of processes.
 
-DIR/step-00001200/ is a torch distributed checkpoint; while it is written it is called step-00001200.partial. A kill or
-a full disk leaves the one before.
+DIR/step-00001200/ is a torch distributed checkpoint; while it is written it is called step-00001200.partial, and what
+writes it gives it its name as the last thing. A kill or a full disk leaves the one before.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
@@ -22,11 +24,13 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
+from torch.distributed.checkpoint.storage import WriteResult
 from torch.optim import Optimizer
 
 from training.averages import Average
 from training.patchgan import Critic
 from training.ranks import Ranks
+from training.run_folder import space_left
 from training.student import Student
 
 PROGRESS = "progress.json"
@@ -36,6 +40,22 @@ KEEP = 2
 
 class SaveError(RuntimeError):
     """A checkpoint could not be written; the one before is whole."""
+
+
+class _Writer(FileSystemWriter):
+    """Writes a checkpoint under another name, and gives it its own once all ranks have written all of it.
+
+    In the thread that writes: a run that is killed between two steps has it already.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(_partial(path))
+        self._whole = path
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """The last call of a save, on the first rank alone; what it raises is raised on all of them."""
+        super().finish(metadata, results)
+        _partial(self._whole).rename(self._whole)
 
 
 class Snapshots:
@@ -63,58 +83,77 @@ class Snapshots:
         progress: plain values. wait: return when it is on disk, or raise SaveError. Without it a failure is logged, and
         raised by nobody: the run is worth more than one checkpoint.
         """
-        self.finish(wait=wait)
+        self.finish()  # the one before may have failed for want of room that there is by now: no reason to raise
         path = self.folder / f"step-{step:08d}"
         if path.exists():
             return
-        partial = path.with_name(f"{path.name}.partial")
+        reason = ""
         try:
             if self.ranks.first:
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(parents=True)
-                (partial / PROGRESS).write_text(json.dumps(dict(progress)))
-            failed = False
+                for left in self.folder.glob("*.partial"):  # of a run that was killed
+                    shutil.rmtree(left, ignore_errors=True)
+                _partial(path).mkdir(parents=True)
+                (_partial(path) / PROGRESS).write_text(json.dumps(dict(progress)))
         except OSError as error:
-            self.log(f"checkpoint at step {step} not written: {error}")
-            failed = True
-        if self.ranks.most(int(failed)):
-            if wait:
-                raise SaveError(f"checkpoint at step {step} not written; see the line before")
+            reason = f"{error}{space_left(self.folder)}"
+        if self.ranks.most(int(bool(reason))):
+            self._lost(path, reason, wait)
             return
         state = _state(student, average, optimizer, critic)
         # async_save copies to the CPU before it returns and writes in a thread of its own.
-        future = async_save(state, checkpoint_id=partial, process_group=self.ranks.saving)
+        future = async_save(state, storage_writer=_Writer(path), process_group=self.ranks.saving)
         assert isinstance(future, Future)
         self._under_way = (future, path)
         if wait:
             self.finish(wait=True)
 
+    def poll(self) -> None:
+        """After each step, on all ranks: if the writing has ended, say what failed and remove what is too old."""
+        if self._under_way is not None and not self.ranks.most(int(not self._under_way[0].done())):
+            self.finish()
+
     def finish(self, *, wait: bool = False) -> None:
-        """Wait for the checkpoint that is being written and give it its name. wait: as for save."""
+        """Wait for the checkpoint that is being written. wait: as for save."""
         if self._under_way is None:
             return
         future, path = self._under_way
         self._under_way = None
-        partial = path.with_name(f"{path.name}.partial")
-        reason = ""
-        try:
-            future.result()
-        except CheckpointException as error:  # not an Exception; it holds what went wrong on each rank
-            reason = "; ".join(f"rank {rank}: {cause}" for rank, (cause, _) in error.failures.items())
-        except OSError as error:
-            reason = str(error)
+        reason = self._outcome(future)
         if self.ranks.most(int(bool(reason))):
-            if self.ranks.first:
-                shutil.rmtree(partial, ignore_errors=True)
-            self.log(f"checkpoint {path.name} not written: {reason or 'another rank failed'}")
-            if wait:
-                raise SaveError(f"checkpoint {path.name} not written: {reason or 'another rank failed'}")
+            self._lost(path, reason, wait)
             return
         if self.ranks.first:
-            partial.rename(path)
             for old in self.steps()[:-KEEP]:
                 shutil.rmtree(self.folder / f"step-{old:08d}", ignore_errors=True)
         self.ranks.wait()
+
+    def settle(self) -> None:
+        """As finish, for a run that ends by an error: other ranks are not asked, for they may be elsewhere."""
+        if self._under_way is None:
+            return
+        future, path = self._under_way
+        self._under_way = None
+        if reason := self._outcome(future):
+            self.log(f"checkpoint {path.name} not written: {reason}")
+
+    def _outcome(self, future: Future[Any]) -> str:
+        """Wait; returns why it failed, or nothing."""
+        error = future.exception()
+        if error is None:
+            return ""
+        reason = str(error)
+        if isinstance(error, CheckpointException):  # it holds what went wrong on each rank
+            reason = "; ".join(f"rank {rank}: {cause}" for rank, (cause, _) in error.failures.items())
+        # torch says of a full disk that a position was unexpected.
+        return f"{reason}{space_left(self.folder)}"
+
+    def _lost(self, path: Path, reason: str, wait: bool) -> None:
+        if self.ranks.first:
+            shutil.rmtree(_partial(path), ignore_errors=True)
+        message = f"checkpoint {path.name} not written: {reason or 'another rank failed'}"
+        if wait:
+            raise SaveError(message)
+        self.log(message)
 
     def steps(self) -> list[int]:
         """Steps of the whole checkpoints, rising."""
@@ -150,6 +189,11 @@ def progress_of(path: Path) -> dict[str, Any]:
     """The plain values that were stored with a checkpoint."""
     values: dict[str, Any] = json.loads((path / PROGRESS).read_text())
     return values
+
+
+def _partial(path: Path) -> Path:
+    """The name of a checkpoint while it is written."""
+    return path.with_name(f"{path.name}.partial")
 
 
 def _state(student: Student, average: Average, optimizer: Optimizer, critic: Critic | None) -> dict[str, Any]:

@@ -284,7 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(given.threads)
     try:
         report = run_study(given)
-    except (FileNotFoundError, ValueError, ModelError, SaveError, BadSamplesError) as error:
+    except (OSError, ValueError, ModelError, SaveError, BadSamplesError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if report is not None:

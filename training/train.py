@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return curriculum_cli.main(words)
         if name in RECIPES:
             return small.main(words)
-    except (FileNotFoundError, ValueError, ModelError, SaveError, BadSamplesError, NotFiniteError) as error:
+    except (OSError, ValueError, ModelError, SaveError, BadSamplesError, NotFiniteError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"error: unknown name {name!r}\n{USAGE}", file=sys.stderr)

@@ -96,9 +96,9 @@ def encoded(tokens: Tokens, outputs: Sequence[str], reconstruction: Output | Non
     return Output(arrays=arrays, meta=meta)
 
 
-def embedded(embedding: npt.NDArray[np.float32], model: str, revision: str) -> Output:
+def embedded(embedding: npt.NDArray[np.float32], model: str, revision: str, notes: Sequence[str]) -> Output:
     """Return what an embed job of a text asked for: float32 [D], and whose it is."""
-    return Output(arrays={"embedding": embedding}, meta={"model": model, "revision": revision, "notes": []})
+    return Output(arrays={"embedding": embedding}, meta={"model": model, "revision": revision, "notes": list(notes)})
 
 
 def decoded(item: Item) -> Output:

@@ -23,6 +23,9 @@ from service.worker.splatter import LateError, Splatter
 
 log = structlog.get_logger(__name__)
 
+SHOWN, SHOWN_WORDS = 50, 8
+"""Characters of a word, and words, that a note repeats."""
+
 
 class DeviceLostError(Exception):
     """The accelerator is lost to this process: every further call would fail, whatever the item."""
@@ -221,8 +224,12 @@ def _read(tokenizer: Tokenizer, works: Sequence[_Work]) -> None:
 def _look_up(tokenizer: Tokenizer, works: Sequence[_Work]) -> None:
     for work in works:
         assert work.text is not None
-        (embedding,) = tokenizer.embed_texts([work.text.text])
-        work.result = embedded(embedding, tokenizer.name, tokenizer.revision)
+        text = work.text.text
+        (embedding,) = tokenizer.embed_texts([text])
+        unknown = tokenizer.words.unknown(text) if tokenizer.words else []
+        shown = ", ".join(word[:SHOWN] for word in unknown[:SHOWN_WORDS]) + (", ..." if unknown[SHOWN_WORDS:] else "")
+        notes = [f"words that are not known and do not count: {shown}"] if unknown else []
+        work.result = embedded(embedding, tokenizer.name, tokenizer.revision, notes)
 
 
 def _encode(tokenizer: Tokenizer, works: Sequence[_Work]) -> None:

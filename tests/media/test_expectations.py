@@ -5,6 +5,7 @@ import json
 import re
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,10 +32,12 @@ ASSETS = (".obj", ".zip", ".ply", ".stl", ".off", ".glb", ".gltf", ".npz")
 # Broken token files: as voxels they are as broken. Texts and arrays are in no format that is offered.
 TOKEN_FILES, OTHER_KINDS = (".safetensors",), (".npy", ".json", ".txt")
 # Where the text leaves a choice; each with the rule that we chose.
-CHOSEN = {
-    "bad/empty.obj": 415,  # a comment alone may be anything
-    "bad/not_zip.zip": 415,
-    "bad/stl_claims_4e9.stl": 415,  # what makes it an STL is that its length is what it says
+CHOSEN = {"bad/not_zip.zip": 415}
+# A comment alone may be anything: senders say what they send.
+DECLARED = {".obj": "model/obj"}
+NAMED = {
+    "bad/empty.obj": ("empty_object", "no faces"),
+    "bad/stl_claims_4e9.stl": ("item_too_large", "4294967295 faces"),
 }
 
 
@@ -67,7 +70,9 @@ def outcomes() -> dict[str, Outcome]:
                     start = time.monotonic()
                     item, error = None, None
                     try:
-                        item = await pool.run(decode_media, (DATA / path).read_bytes(), LIMITS, None)
+                        item = await pool.run(
+                            decode_media, (DATA / path).read_bytes(), LIMITS, DECLARED.get(Path(path).suffix)
+                        )
                     except MediaError as caught:
                         error = caught
                     results[path] = Outcome(item, error, time.monotonic() - start)
@@ -150,6 +155,8 @@ def test_bad_files(row: dict[str, str], outcomes: dict[str, Outcome]) -> None:
             chosen = CHOSEN.get(row["path"])
             assert outcome.error.status in ({chosen} if chosen else allowed(row["expect"])), outcome.error
             assert outcome.error.code != "decode_limit"
+            code, words = NAMED.get(row["path"], (outcome.error.code, ""))
+            assert (outcome.error.code, words in outcome.error.detail) == (code, True), outcome.error
         return
     if outcome.error is None:
         assert 200 in allowed(row["expect"])

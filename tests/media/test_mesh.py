@@ -15,10 +15,12 @@ from media.asset_sniff import asset_format
 from media.errors import MediaError
 from media.limits import Limits
 from media.mesh import load_mesh, load_mesh_archive
+from media.mesh_parts import UNPAINTED
 from media.ply import encode_ply
 from media.types import Gaussians, Mesh
 from tests.media import meshes
 from tests.media.posed import ARMS
+from tests.media.test_sniff import stl_that_claims
 from tests.paths import DATA, needs_data
 
 LIMITS = Limits()
@@ -85,9 +87,11 @@ def test_an_obj_without_its_files_says_so_and_is_grey() -> None:
     whole = load(meshes.arms_obj_zip())
     assert not any("missing" in note for note in whole.notes)
     no_texture = load(meshes.arms_obj_zip(blue_png=None))
-    assert any("blue.png' is missing" in note for note in no_texture.notes)
     broken = load(meshes.arms_obj_zip(blue_png=b"\x89PNG\r\n\x1a\n" + bytes(40)))
-    assert any("blue.png' is left out" in note for note in broken.notes)
+    for mesh, what in ((no_texture, "is missing"), (broken, "is left out")):
+        assert any(f"blue.png' {what}" in note and "grey" in note for note in mesh.notes)
+        assert mesh.materials[2] == UNPAINTED, "not the leftover colour of its material, which is black"
+        assert mesh.materials[:2] == whole.materials[:2]
     plain = load(meshes.arms_obj_zip(arms_mtl=None))
     assert any("arms.mtl' is missing" in note for note in plain.notes)
     assert plain.material_of_face is None
@@ -168,6 +172,18 @@ def test_gltf_that_lies_or_asks_for_more(changed: dict[str, object], words: str)
         (b"v 0 0 0\nv 1e30 0 0\nv 0 1 0\nf 1 2 3\n", "obj", "corrupt_media", "beyond"),
         (b"v 0 0 0\nv 1 0 0\nv 2 0 0\nf 1 2 3\n", "obj", "empty_object", "without area"),
         (b"v 0 0 0\nv a b c\nf 1 2 3\n", "obj", "corrupt_media", "line 2"),
+        (b"# nothing\n", "obj", "empty_object", "no faces"),
+        (stl_that_claims(50_000_000), "stl", "item_too_large", "50000000 faces or more; at most 2000000"),
+        (stl_that_claims(50_000_000, 0), "stl", "item_too_large", "50000000 faces or more; at most 2000000"),
+        (
+            stl_that_claims(3, header=b"solid by name"),
+            "stl",
+            "corrupt_media",
+            "3 faces, which are 234 bytes; it has 184",
+        ),
+        (b"solid nothing\nendsolid nothing\n", "stl", "empty_object", "no faces"),
+        (stl_that_claims(0, 0), "stl", "empty_object", "no faces"),
+        (b"cut", "stl", "corrupt_media", "cut short: it has 3 bytes"),
         (b"OFF\n3000000 1 0\n" + bytes(7_000_000), "off", "item_too_large", "3000000 vertices"),
         (b"OFF\n3 50000000 0\n0 0 0\n", "off", "corrupt_media", "50000000 faces"),
         (

@@ -16,8 +16,9 @@ from media.archive import open_archive
 from media.errors import MediaError
 from media.limits import Limits
 from media.mesh import MESH_FORMATS, load_mesh, load_mesh_archive, sniff_mesh
+from media.mesh_parts import UNPAINTED
 from media.ply import encode_ply
-from media.types import Gaussians, Material, Mesh
+from media.types import Gaussians, Mesh
 from tests.media import mesh_files as meshes
 from tests.paths import DATA, needs_data
 
@@ -257,8 +258,11 @@ def test_a_gltf_finds_its_files_in_a_zip() -> None:
     assert painted_places(load(meshes.zipped(**files))) == EXPECTED
     del files["s/textures/my wood__png"]
     mesh = load(meshes.zipped(**files))
-    assert mesh.materials == (Material(),)
-    assert "missing" in mesh.notes[0]
+    assert mesh.materials == (UNPAINTED,)
+    assert "missing: grey" in mesh.notes[0]
+    file.document["materials"][0]["pbrMetallicRoughness"]["baseColorFactor"] = [0, 0, 0, 1]
+    files["s/scene__gltf"] = file.gltf("scene.bin")
+    assert load(meshes.zipped(**files)).materials == (UNPAINTED,), "the factor is a leftover"
     assert refused(data, "gltf").code == "corrupt_media"
 
 
@@ -267,8 +271,8 @@ def test_missing_and_unreadable_files_of_an_obj_are_noted() -> None:
     missing = load(meshes.obj_zip(colour, other__txt=b"x"))
     damaged = load(meshes.obj_zip(colour, wood__png=meshes.png()[:40]))
     for mesh, word in ((missing, "missing"), (damaged, "left out")):
-        assert mesh.materials == (Material(colour=(0.2, 0.4, 0.6, 1.0)),)
-        assert any(word in note and "wood.png" in note for note in mesh.notes)
+        assert mesh.materials == (UNPAINTED,)
+        assert any(word in note and "wood.png" in note and "grey" in note for note in mesh.notes)
     alone = load(meshes.zipped(object__obj=meshes.obj()))
     assert alone.material_of_face is None
     assert "object.mtl" in alone.notes[0]
@@ -365,7 +369,7 @@ ERRORS: list[tuple[str, bytes, str, str]] = [
     ("obj", b"v 0 0 0\nv 1 1 1\nv 2 2 2\nf 1 2 3\n", "empty_object", "without area"),
     ("obj", b"v 0 0 0\nv 1 1 1\nf 1 2\n", "empty_object", "three corners"),
     ("stl", meshes.stl(meshes.POINTS[:0]), "empty_object", "no faces"),
-    ("stl", meshes.stl()[:-1], "corrupt_media", "length"),
+    ("stl", meshes.stl()[:-1], "corrupt_media", "it has"),
     ("stl", meshes.stl_text()[:-60], "corrupt_media", "three vertices"),
     ("stl", meshes.stl_text().replace(b"0.5", b"x"), "corrupt_media", "cannot be read"),
     ("stl", meshes.stl(NAN_POINTS), "non_finite_input", "not finite"),
@@ -442,7 +446,20 @@ def test_textures_are_not_fetched(uri: str) -> None:
     file.document["images"] = [{"uri": uri}]
     assert "never fetched" in refused(file.glb(), "glb").detail
     mtl = f"newmtl some paint\nKd 1 0 0\nmap_Kd {uri}\n".encode()
-    assert load(meshes.obj_zip(mtl, other__txt=b"x")).materials == (Material(colour=(1, 0, 0, 1)),)
+    assert load(meshes.obj_zip(mtl, other__txt=b"x")).materials == (UNPAINTED,)
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9/b.png", "file:///etc/hostname", "//127.0.0.1:9/b.png"])
+def test_textures_are_not_fetched_for_a_gltf_in_a_zip_either(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(*_: object, **__: object) -> None:
+        raise AssertionError("a connection was asked for")
+
+    monkeypatch.setattr("socket.socket.connect", fetch)
+    file = meshes.textured_gltf()
+    file.document["images"] = [{"uri": uri}]
+    with pytest.raises(MediaError, match="image 0") as caught:
+        load(meshes.zipped(s__gltf=file.gltf("s.bin"), s__bin=file.binary, b__png=meshes.png()))
+    assert (caught.value.code, "never fetched" in caught.value.detail) == ("corrupt_media", True)
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import trimesh
 
+from media.asset import decode_asset
 from media.limits import Limits
 from media.mesh import load_mesh
-from media.mesh_views import normalize, on_black, render_views, sphere_cameras
+from media.mesh_parts import UNPAINTED
+from media.mesh_views import SIDE, VIEWS, normalize, on_black, render_views, sphere_cameras
 from media.multiview import voxelize
 from media.types import Material, Mesh
 from tests.media import meshes
@@ -112,6 +115,22 @@ def test_unpainted_meshes_are_grey_with_a_shape_that_light_shows() -> None:
     assert len(shades) == 6
 
 
+def test_what_has_lost_its_texture_is_drawn_like_an_unpainted_mesh_times_its_colours() -> None:
+    bare = record(meshes.box((-0.4, -0.4, -0.4), (0.4, 0.4, 0.4)))
+    owner = np.zeros(len(bare.faces), np.int32)
+    lost = replace(bare, materials=(UNPAINTED, Material()), material_of_face=owner)
+    colours = np.full((len(bare.vertices), 4), (255, 51, 0, 255), np.uint8)
+    cameras = sphere_cameras(3)
+    pictures = [
+        np.stack(render_views(mesh, cameras, 48).images)
+        for mesh in (bare, lost, replace(lost, colours=colours), replace(lost, material_of_face=owner + 1))
+    ]
+    assert np.array_equal(pictures[1], pictures[0])
+    times = pictures[0] * np.array([1, 0.2, 0, 1])
+    assert np.abs(pictures[2] - times).max() <= 1
+    assert (pictures[3][pictures[3][..., 3] > 0] == 255).all(), "beside it what has a colour is without light"
+
+
 def test_normalize_fills_the_cube_and_nothing_falls_out() -> None:
     mesh = normalize(record(meshes.box((10, 20, 30), (14, 21, 32))))
     low, high = mesh.vertices.min(axis=0), mesh.vertices.max(axis=0)
@@ -132,6 +151,20 @@ def test_cameras_look_at_the_middle_from_all_around() -> None:
     others = sphere_cameras(6, turn=math.pi / 5)
     gaps = np.linalg.norm(cameras.world_to_camera[:, None, 2, :3] - others.world_to_camera[None, :, 2, :3], axis=2)
     assert gaps.min() > 0.05, "views that are held out are no views of the first set"
+
+
+def test_a_reconstruction_of_a_mesh_is_compared_with_views_that_made_no_voxel() -> None:
+    asset = decode_asset(meshes.arms_glb(), "glb", Limits(), with_pictures=True)
+    plain = decode_asset(meshes.arms_glb(), "glb", Limits())
+    assert np.array_equal(asset.voxels.feats, plain.voxels.feats)
+    assert np.array_equal(asset.voxels.coords, plain.voxels.coords)
+    assert asset.pictures is not None
+    assert asset.pictures.held_out is True
+    made = voxelize(render_views(normalize(load_mesh(meshes.arms_glb(), "glb", Limits())), sphere_cameras(VIEWS), SIDE))
+    assert np.array_equal(asset.voxels.feats, made.feats), "these are the views that the next lines are about"
+    used, compared = sphere_cameras(VIEWS).world_to_camera, asset.pictures.world_to_camera
+    gaps = np.linalg.norm(compared[:, None, 2, :3] - used[None, :, 2, :3], axis=2)
+    assert gaps.min() > 0.05
 
 
 def test_a_mesh_without_area_and_one_around_the_cameras() -> None:

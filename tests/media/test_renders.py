@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+import struct
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image as PILImage
 
 from media.archive import open_archive
 from media.asset import decode_asset
 from media.errors import MediaError
 from media.limits import Limits
+from media.mesh_views import on_black
 from media.multiview import voxelize
 from media.renders import is_renders, load_renders
 from media.types import Voxels
@@ -32,14 +36,20 @@ def npy(array: Any) -> bytes:
     return buffer.getvalue()
 
 
-def exr(depth: Any) -> bytes:
+def exr(depth: Any, channels: str = "RGB") -> bytes:
     import OpenEXR
 
     far = np.where(depth < 0, 1e10, depth).astype(np.float32)
     header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
     buffer = io.BytesIO()
-    OpenEXR.File(header, dict.fromkeys("RGB", far)).write(buffer)
+    OpenEXR.File(header, dict.fromkeys(channels, far)).write(buffer)
     return buffer.getvalue()
+
+
+def with_depths(suffix: str, depths: Sequence[bytes]) -> dict[str, bytes]:
+    """The set with depth maps of another format."""
+    members = {name: data for name, data in files().items() if not name.endswith(".npy")}
+    return members | {f"{n:03}_depth.{suffix}": depth for n, depth in enumerate(depths)}
 
 
 def files(**changed: bytes | None) -> dict[str, bytes]:
@@ -80,6 +90,21 @@ def test_transforms_json_in_a_folder_and_with_notes(expected: Voxels) -> None:
     views, notes = load_renders(open_archive(zipped(inside), LIMITS), LIMITS)
     assert same(voxelize(views), expected)
     assert notes == ("1 files belong to no view and were not read ('read me.txt')",)
+
+
+def test_other_files_of_a_view_and_other_folders_are_no_views_too_many(expected: Voxels) -> None:
+    more = {
+        **{"000_depth.exr": b"", "001_normal.png": b"", "002.jpg": b"", "half/000.png": b"", "masks/006.png": b""},
+        **{"preview.gif": b"", "scene.blend": b""},
+    }
+    views, notes = load_renders(open_archive(zipped(files() | more), LIMITS), LIMITS)
+    assert same(voxelize(views), expected)
+    assert notes == ("7 files belong to no view and were not read ('000_depth.exr')",)
+
+
+def test_renders_without_their_cameras_are_told_what_is_missing() -> None:
+    with pytest.raises(MediaError, match=r"transforms\.json or cameras\.json"):
+        decode_asset(zipped(files(ftransforms_json=None)), "zip", LIMITS)
 
 
 def cameras_json(unit: str, direction: str) -> bytes:
@@ -137,6 +162,97 @@ def test_depth_as_exr_is_rounded_as_published_and_as_png_needs_its_scale(expecte
     assert len(cells ^ wanted) < 0.03 * len(wanted)
 
 
+def test_depth_as_exr_may_be_in_a_channel_of_its_own() -> None:
+    three, alone = (load(with_depths("exr", [exr(depth, names) for depth in VIEWS.depths])) for names in ("RGB", "Z"))
+    assert same(alone, three)
+
+
+def exr_of_sides(width: int, height: int) -> bytes:
+    """A small EXR whose header says that it is so large."""
+    data = exr(VIEWS.depths[1])
+    window = struct.pack("<4i", 0, 0, 63, 63)
+    assert data.count(window) == 2
+    return data.replace(window, struct.pack("<4i", 0, 0, width - 1, height - 1))
+
+
+def with_nan(depth: Any) -> Any:
+    depth = depth.copy()
+    depth[5, 7] = np.nan
+    return depth
+
+
+@pytest.mark.parametrize(
+    ("depth", "code", "words"),
+    [
+        (exr(with_nan(VIEWS.depths[1])), "non_finite_input", "view 1: depth row 5, column 7 is NaN"),
+        (exr_of_sides(5000, 5000), "image_too_large", "view 1: the depth map says that it is 5000x5000 pixels"),
+        (exr_of_sides(2**30, 2**30), "corrupt_media", "view 1: the depth map is a damaged EXR"),
+        (exr_of_sides(-5, 64), "corrupt_media", "view 1: the depth map is a damaged EXR"),
+        (exr(VIEWS.depths[1])[:-200], "corrupt_media", "view 1: the depth map is a damaged EXR"),
+        (exr(VIEWS.depths[1])[:60], "corrupt_media", "view 1: the depth map is a damaged EXR"),
+        (exr(VIEWS.depths[1][:, :32]), "view_mismatch", "view 1: the depth map is 32x64; only squares fit"),
+    ],
+)
+def test_bad_depth_as_exr_is_named(depth: bytes, code: str, words: str) -> None:
+    depths = [exr(good) for good in VIEWS.depths]
+    with pytest.raises(MediaError) as caught:
+        load(with_depths("exr", [depths[0], depth, *depths[2:]]))
+    assert (caught.value.code, words in caught.value.detail) == (code, True), caught.value
+
+
+def test_without_the_package_an_exr_is_refused_and_other_forms_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    members = with_depths("exr", [exr(depth) for depth in VIEWS.depths])
+    monkeypatch.setitem(sys.modules, "OpenEXR", None)
+    with pytest.raises(MediaError, match=r"send \.npy") as caught:
+        load(members)
+    assert caught.value.code == "unsupported_codec"
+
+
+def test_the_scale_of_a_depth_map_may_differ_by_view(expected: Voxels) -> None:
+    scales = [(8 + number) / 131072 for number in range(6)]
+    steps = [np.where(d > 0, np.rint(d / s), 0).astype(np.uint16) for d, s in zip(VIEWS.depths, scales, strict=True)]
+    members = with_depths("png", [png(depth) for depth in steps])
+
+    def scaled(document: dict[str, Any]) -> None:
+        document["depth_scale"] = 99.0  # a view's own counts
+        for frame, scale in zip(document["frames"], scales, strict=True):
+            frame["depth_scale"] = scale
+
+    found = load(members | {"transforms.json": edited(scaled)})
+    cells, wanted = ({tuple(c) for c in v.coords.tolist()} for v in (found, expected))
+    assert len(cells ^ wanted) < 0.03 * len(wanted)
+
+
+def test_depth_of_eight_bits_is_too_coarse() -> None:
+    flat = [np.clip(depth * 50, 0, 255).astype(np.uint8) for depth in VIEWS.depths]
+    document = edited(lambda d: d.update(depth_scale=1 / 50))
+    with pytest.raises(MediaError, match="view 0: the depth map must be a 16-bit PNG") as caught:
+        load(with_depths("png", [png(depth) for depth in flat]) | {"transforms.json": document})
+    assert caught.value.code == "view_mismatch"
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_pictures_without_alpha(expected: Voxels, suffix: str) -> None:
+    def write(pixels: Any) -> bytes:
+        if suffix == "png":
+            return png(pixels)
+        buffer = io.BytesIO()
+        PILImage.fromarray(pixels).save(buffer, "JPEG", quality=100, subsampling=0)
+        return buffer.getvalue()
+
+    members = {name: data for name, data in files().items() if not name.endswith(".png")}
+    members |= {f"{n:03}.{suffix}": write(on_black(image)) for n, image in enumerate(VIEWS.images)}
+    if suffix == "jpg":
+        names = edited(lambda d: [frame.update(file_path=frame["file_path"][:-4]) for frame in d["frames"]])
+        members["transforms.json"] = names
+    found = load(members)
+    assert np.array_equal(found.coords, expected.coords)
+    # Against RGBA they differ at the object's edges, where resizing mixes colours with the black behind it.
+    colours = [v.feats.reshape(len(v.feats), -1, 3).mean(axis=1) for v in (found, expected)]
+    assert np.abs(colours[0] - colours[1]).mean() < 0.1
+    assert (colours[0].argmax(axis=1) == colours[1].argmax(axis=1)).mean() > 0.97
+
+
 @needs_conformance
 def test_the_published_case_as_a_zip() -> None:
     from safetensors.numpy import load_file
@@ -152,6 +268,39 @@ def test_the_published_case_as_a_zip() -> None:
     assert np.array_equal(asset.voxels.coords[keep], wanted["coords"])
     assert asset.pictures is not None
     assert not asset.pictures.held_out
+
+
+@pytest.mark.parametrize("with_pictures", [False, True])
+def test_a_reconstruction_is_scored_on_all_renders_and_says_that_none_was_held_out(
+    expected: Voxels, with_pictures: bool
+) -> None:
+    asset = decode_asset(zipped(files()), "zip", LIMITS, with_pictures=with_pictures)
+    assert same(asset.voxels, expected), "what else is asked for changes no token"
+    assert (asset.pictures is not None) == with_pictures
+    assert asset.voxels.notes == (
+        ("the reconstruction is scored on the 6 renders that made the voxels: none was held out",)
+        if with_pictures
+        else ()
+    )
+    if asset.pictures is not None:
+        assert asset.pictures.held_out is False
+        assert np.array_equal(asset.pictures.world_to_camera, VIEWS.cameras.world_to_camera)
+        assert np.array_equal(asset.pictures.pictures, [on_black(image) for image in VIEWS.images])
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        (files(f001_png=png(VIEWS.images[1][:48, :48])), "they are 48 to 64 pixels wide"),
+        (files(**{f"f{n:03}_png": png(image[::8, ::8]) for n, image in enumerate(VIEWS.images)}), "8 to 8 pixels"),
+    ],
+)
+def test_renders_that_cannot_be_compared_are_told_so(members: dict[str, bytes], words: str) -> None:
+    asked = decode_asset(zipped(members), "zip", LIMITS, with_pictures=True)
+    assert asked.pictures is None
+    assert "not scored on the renders" in asked.voxels.notes[0]
+    assert words in asked.voxels.notes[0]
+    assert decode_asset(zipped(members), "zip", LIMITS).voxels.notes == ()
 
 
 def edited(change: Callable[[dict[str, Any]], object]) -> bytes:
@@ -193,6 +342,22 @@ def edited(change: Callable[[dict[str, Any]], object]) -> bytes:
         (files(f001_png=png(VIEWS.images[1])[:200]), "corrupt_media", "view 1"),
         (files(f001_png=png(np.zeros((64, 32, 3), np.uint8))), "view_mismatch", "only squares"),
         (files() | {"cameras.json": b"{}"}, "view_mismatch", "2 files of cameras"),
+        (
+            files(ftransforms_json=edited(lambda d: d["frames"].__delitem__(slice(4, 6)))),
+            "view_mismatch",
+            "there are 6 pictures, 6 depth maps and 4 views in transforms.json; no view names "
+            "'004.png', '004_depth.npy', '005.png', '005_depth.npy'",
+        ),
+        (
+            files(f004_depth_npy=None, ftransforms_json=edited(lambda d: d["frames"].pop(4))),
+            "view_mismatch",
+            "6 pictures, 5 depth maps and 5 views in transforms.json; no view names '004.png'",
+        ),
+        (
+            files() | {"front_depth.npy": b""},
+            "view_mismatch",
+            "6 pictures, 7 depth maps and 6 views in transforms.json; no view names 'front_depth.npy'",
+        ),
         (
             {f"{n}": b"" for n in range(3)} | {"transforms.json": json.dumps({"frames": [{}] * 99}).encode()},
             "too_many_items",

@@ -248,6 +248,53 @@ def test_other_formats_are_refused_by_name(data: bytes, name: str) -> None:
     assert "PNG" in error.detail
 
 
+def stl_that_claims(count: int, facets: int = 2, header: bytes = b"made by a test") -> bytes:
+    return header.ljust(80) + struct.pack("<I", count) + bytes(50 * facets)
+
+
+@pytest.mark.parametrize(
+    ("data", "declared", "format"),
+    [
+        (stl_that_claims(50_000_000), None, "stl"),
+        (stl_that_claims(50_000_000, 0), None, "stl"),
+        (stl_that_claims(2**32 - 1, header=bytes(80)), None, "stl"),
+        (stl_that_claims(3, header=b"solid by name"), None, "stl"),
+        (stl_that_claims(50_000_000)[:-7], "model/stl", "stl"),
+        (b"solid nothing\nendsolid nothing\n", None, "stl"),
+        (b"cut", "model/stl; charset=binary", "stl"),
+        (b"# nothing\n", "model/obj", "obj"),
+        (b"g a\nshadow_obj b\n", "Model/OBJ", "obj"),
+    ],
+)
+def test_formats_without_a_magic_number_are_what_they_claim_to_be(
+    data: bytes, declared: str | None, format: str
+) -> None:
+    assert probe(data, LIMITS, declared=declared).format == format
+
+
+@pytest.mark.parametrize(
+    ("data", "declared"),
+    [
+        (b"# nothing\n", None),
+        (b"# nothing\n", "model/gltf-binary"),
+        (bytes(40), "model/obj"),
+        (bytes(184), None),
+        (stl_that_claims(50_000_000)[:-7], None),
+        (stl_that_claims(50_000_000, header=b"\x01\x02\x03"), None),
+        (stl_that_claims(50_000_000, header=b"x" * 80), None),
+        (b"words " * 39, None),
+        (b"%PDF-1.7", "model/stl"),
+        (b"BM" + bytes(60), "model/obj"),
+    ],
+)
+def test_other_files_are_not(data: bytes, declared: str | None) -> None:
+    assert refused(data, declared=declared).code == "unsupported_media_type"
+
+
+def test_a_picture_that_is_declared_as_a_mesh_is_named() -> None:
+    assert refused(sample("png"), declared="model/stl").code == "media_type_mismatch"
+
+
 def test_codecs_not_on_offer_are_refused_by_name() -> None:
     error = refused(sample("mp4").replace(b"avc1", b"apch"))
     assert (error.code, error.status) == ("unsupported_codec", 415)

@@ -33,6 +33,9 @@ def test_both_forms(write: Any) -> None:
     assert np.array_equal(found.coords, COORDS)
     assert np.array_equal(found.feats, FEATS)
     assert found.notes == ()
+    asked = decode_asset(data, asset_format(data) or "", LIMITS, with_pictures=True)
+    assert asked.pictures is None
+    assert asked.voxels.notes == ("the reconstruction is not scored: ready-made voxels come without pictures",)
 
 
 def test_other_types_and_another_order() -> None:

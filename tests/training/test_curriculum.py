@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from model import weights
+from model.blocks import Block
+from tests.training.on_two_ranks import poison
 from tests.training.tiny_run import pieces, recipe, trainer, work
-from training import snapshots as snapshots_module
 from training.chain import averaged_weights, run_stages
 from training.curriculum import Habits, NotFiniteError, StageTrainer
 from training.fresh import fresh
 from training.generated import hash_tokens
 from training.ranks import Ranks, joined
-from training.snapshots import SaveError, Snapshots
+from training.snapshots import Snapshots
 from training.stages import ABLATIONS, stacks
 from training.student import Student
 
@@ -95,51 +94,6 @@ def test_what_is_not_a_number_stops_before_the_weights(ranks: Ranks) -> None:
     assert run.progress.step == 2
 
 
-def test_a_checkpoint_of_another_recipe_is_refused(ranks: Ranks, tmp_path: Path) -> None:
-    trainer(recipe(), "image", ranks).run(Snapshots(tmp_path, ranks), habits=QUIET, stop_at=1)
-    other = trainer(recipe(steps=5), "image", ranks)
-    with pytest.raises(ValueError, match="of another recipe"):
-        other.restore(Snapshots(tmp_path, ranks))
-    with pytest.raises(FileNotFoundError, match="no checkpoint to go on from"):
-        other.restore(Snapshots(tmp_path / "nothing", ranks))
-
-
-def test_only_the_newest_checkpoints_are_kept(ranks: Ranks, tmp_path: Path) -> None:
-    kept = Snapshots(tmp_path, ranks)
-    trainer(recipe(), "image", ranks).run(kept, habits=Habits(log_every=0, save_every=1))
-    assert kept.steps() == [3, 4]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]
-
-
-def test_a_full_disk_leaves_the_checkpoint_before(
-    ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said: list[str] = []
-    kept = Snapshots(tmp_path, ranks, said.append)
-    run = trainer(recipe(steps=20), "image", ranks)
-    run.run(kept, habits=QUIET, stop_at=1)
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("torch.distributed.checkpoint.filesystem._write_item", full)
-        run.run(kept, habits=Habits(log_every=0, save_every=1), stop_at=1)
-        run.train_step()
-        run._save(kept, wait=False)
-        kept.finish()  # said, not raised: the run goes on
-        assert any("step-00000002 not written" in line for line in said)
-        run.train_step()
-        with pytest.raises(SaveError, match="step-00000003 not written"):
-            run._save(kept, wait=True)
-    assert kept.steps() == [1]
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
-    again = trainer(recipe(steps=20), "image", ranks)
-    again.restore(kept)
-    assert again.progress.step == 1
-    assert snapshots_module.progress_of(kept.newest())["step"] == 1
-
-
 def test_a_start_that_does_not_fit_is_refused(ranks: Ranks, tmp_path: Path) -> None:
     start = fresh(stacks(64, 1, 2, 64), 0)
     with pytest.raises(ValueError, match=r"a checkpoint of 1 \+ 1 blocks of width 64 .* does not fit a stage"):
@@ -167,40 +121,6 @@ def test_sigterm_saves_and_ends_cleanly(tmp_path: Path) -> None:
     assert steps[0].startswith("step-")
 
 
-def _ranks_run(folder: Path, world: int, *words: str) -> None:
-    command = [sys.executable, "-m", "tests.training.tiny_run", str(folder), "--stages", "asset", *words]
-    if world > 1:
-        launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={world}", "--standalone"]
-        command = [*launcher, "-m", *command[2:]]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-@pytest.mark.timeout(300)
-def test_two_processes_equal_one_and_hand_over_to_it(tmp_path: Path) -> None:
-    """FSDP2 over gloo: the same weights but for rounding; a checkpoint of two goes on with one."""
-    _ranks_run(tmp_path / "one", 1)
-    _ranks_run(tmp_path / "two", 2, "--stop-at", "2")
-    shutil.copytree(tmp_path / "two", tmp_path / "handed")
-    _ranks_run(tmp_path / "two", 2)
-    _ranks_run(tmp_path / "handed", 1)
-    nets = [weights.load(tmp_path / name / "asset.safetensors") for name in ("one", "two", "handed")]
-    plan = recipe()
-    start = fresh(plan.model(plan.stage("asset")), plan.seed)
-    one, *others = [torch.cat([value.flatten() for value in net.parameters()]) for net in (nets[0], *nets[1:])]
-    way = (one - torch.cat([value.flatten() for value in start.parameters()])).norm()
-    for other in others:
-        # A gradient near 0 is rounding, and Adam makes a whole step of it: the way is compared, not every weight.
-        assert (one - other).norm() < 1e-3 * way
-    losses = [
-        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()[:4]]
-        for name in ("one", "two", "handed")
-    ]
-    for other in losses[1:]:
-        np.testing.assert_allclose(other, losses[0], rtol=1e-5)
-
-
 def test_the_averaged_weights_are_what_is_written(ranks: Ranks) -> None:
     run = trainer(recipe(), "image", ranks)
     for _ in range(3):
@@ -213,17 +133,75 @@ def test_the_averaged_weights_are_what_is_written(ranks: Ranks) -> None:
     assert any(not torch.equal(written[name], value) for name, value in now.items())
 
 
+def test_a_gradient_that_is_not_a_number_stops_too(ranks: Ranks) -> None:
+    run = trainer(recipe(), "asset", ranks)
+    run.train_step()
+    poison(run.student.net)
+    before = {name: value.clone() for name, value in run.student.state_dict().items()}
+    with pytest.raises(NotFiniteError, match=r"'loss': \d.* gradient norm (inf|nan)"):
+        run.train_step()
+    assert run.progress.step == 1
+    for name, value in before.items():
+        assert torch.equal(value, run.student.state_dict()[name])
+
+
+def _blocks(student: Student) -> list[Block]:
+    return [block for block in (*student.net.encoder.blocks, *student.net.decoder.blocks) if isinstance(block, Block)]
+
+
 @pytest.mark.filterwarnings("ignore")  # torch's own, on the way to its compiler
-@pytest.mark.parametrize("how", ["recompute", pytest.param("compile", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "how", ["recompute", *(pytest.param(how, marks=pytest.mark.slow) for how in ("compile", "both"))]
+)
 def test_less_memory_or_compiled_it_is_the_same_step(how: str, ranks: Ranks) -> None:
     plan = recipe()
     stage = plan.stage("asset")
     plain = trainer(plan, "asset", ranks)
-    student = Student(fresh(plan.model(stage), 0), recompute=how == "recompute")
-    if how == "compile":
+    student = Student(fresh(plan.model(stage), 0), recompute=how != "compile")
+    if how != "recompute":
         student.compile_blocks()
     other = StageTrainer(plan, stage, student, *pieces(), hash_tokens, ranks)
     for _ in range(3):
         one, two = plain.train_step(), other.train_step()
         for name, value in one.items():
             assert two[name] == pytest.approx(value, rel=1e-3, abs=1e-6), name
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_inside_of_a_block_runs_again_for_the_gradients(recompute: bool, ranks: Ranks) -> None:
+    plan = recipe()
+    stage = plan.stage("image")
+    student = Student(fresh(plan.model(stage), 0), recompute=recompute)
+    calls: Counter[str] = Counter()
+    for block in _blocks(student):
+        block.register_forward_hook(lambda *_: calls.update(["block"]))
+        block.norm1.register_forward_hook(lambda *_: calls.update(["inside"]))
+    StageTrainer(plan, stage, student, *pieces(), hash_tokens, ranks).train_step()
+    assert calls["block"] >= 2
+    assert calls["inside"] == calls["block"] * (2 if recompute else 1)
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_every_block_of_a_run_is_compiled(
+    wanted: bool, ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a compiler that only counts: the true one takes a minute (pytest -m slow)."""
+    compiled: list[Callable[..., object]] = []
+    calls: Counter[str] = Counter()
+
+    def counting(function: Callable[..., object], **options: object) -> Callable[..., object]:
+        assert options == {"dynamic": True}
+        compiled.append(function)
+
+        def call(*given: object, **named: object) -> object:
+            calls.update(["compiled"])
+            return function(*given, **named)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", counting)
+    plan = recipe()
+    plan = replace(plan, stages=(plan.stage("asset"),))
+    run_stages(plan, tmp_path, replace(work(), compile=wanted), ranks, habits=QUIET, stop_at={"asset": 1})
+    assert len(compiled) == wanted * len(_blocks(Student(fresh(plan.model(plan.stages[0]), 0))))
+    assert (calls["compiled"] >= len(compiled)) if wanted else not calls

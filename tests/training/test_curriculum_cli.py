@@ -41,8 +41,8 @@ def test_a_stage_on_shards_and_again_for_the_next(tmp_path: Path, capsys: pytest
     assert main([*words, "--stage", "video", "--start", str(tmp_path / "run" / "image.safetensors")]) == 2
     assert "stage video draws video_rec: no shards of videos are given" in capsys.readouterr().err
     video = ["--stage", "video", "--generated", "--start", str(tmp_path / "run" / "image.safetensors")]
-    assert main(["tiny", "--out", str(tmp_path / "two"), "--random-teachers", *CHANGES, *video]) == 0
-    assert (tmp_path / "two" / "video.safetensors").is_file()
+    assert main(["tiny", "--out", str(tmp_path / "two"), "--random-teachers", *CHANGES, *video, "--shard"]) == 0
+    assert weights.load(tmp_path / "two" / "video.safetensors").config.latent_channels == 48
 
 
 def test_shards_without_an_index_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

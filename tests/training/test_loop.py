@@ -1,4 +1,7 @@
 import json
+import os
+import re
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from training.config import RECIPES, OptimConfig, TrainConfig
 from training.data import Library, training_batch
 from training.loop import Limits, Trainer, learning_rate
 from training.small import _check_recipe, export, main
+from training.snapshots import SaveError
 
 CONFIG = replace(RECIPES["tiny-continuous"][0], data=SMALL, steps=40, optim=OptimConfig(warmup_steps=5))
 
@@ -70,6 +74,41 @@ def test_a_kill_between_checkpoints_loses_only_what_came_after(
     with pytest.raises(KilledError):
         trainer.run(tmp_path, Limits(save_every_s=0, log_every=2), log=log)
     assert load_checkpoint(tmp_path).step == 3
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_sigterm_saves_and_ends_at_the_end_of_the_step(net: ATokenNet, library: Library, tmp_path: Path) -> None:
+    def log(line: str) -> None:
+        if json.loads(line)["step"] == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    trainer = Trainer(CONFIG, net, library)
+    trainer.run(tmp_path, Limits(log_every=2), log=log)
+    assert trainer.told_to_stop
+    assert load_checkpoint(tmp_path).step == trainer.step == 4
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
+    net: ATokenNet, library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, said, save = Trainer(CONFIG, net, library), list[str](), torch.save
+
+    def full(values: object, path: Path) -> None:
+        path.write_bytes(b"half of it")
+        if trainer.step in (2, 4):
+            raise RuntimeError("unexpected pos")  # as torch says it
+        save(values, path)
+
+    monkeypatch.setattr(torch, "save", full)
+    trainer.run(tmp_path, Limits(save_every_s=0), log=said.append, stop_at=3)
+    assert load_checkpoint(tmp_path).step == 3
+    assert len(said) == 1
+    assert re.search(r"checkpoint.pt could not be written: unexpected pos \([\d.,]+ MB free in ", said[0])
+    with pytest.raises(SaveError, match="could not be written"):
+        trainer.run(tmp_path, Limits(), log=said.append, stop_at=4)
+    assert load_checkpoint(tmp_path).step == 3, "the last good one stays"
     assert not list(tmp_path.glob("*.partial"))
 
 
@@ -172,6 +211,21 @@ def contents(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
     """Header and tensors; the bytes of two equal files differ, since the header's order is left to chance."""
     with safe_open(path, "pt") as file:
         return file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def test_a_stage_that_was_told_to_stop_is_not_taken_for_done(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], net: ATokenNet
+) -> None:
+    monkeypatch.setattr("training.small.prepare", lambda *_: net)
+
+    def stopped(self: Trainer, *_: object, **__: object) -> list[float]:
+        self.told_to_stop = True
+        return []
+
+    monkeypatch.setattr(Trainer, "run", stopped)
+    assert main(["tiny-continuous", "--data", str(data), "--out", str(tmp_path), "--steps", "2", "--no-semantics"]) == 0
+    assert "told to stop in stage video, which is saved" in capsys.readouterr().out
+    assert not list(tmp_path.glob("*.safetensors"))
 
 
 @pytest.mark.slow

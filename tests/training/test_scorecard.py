@@ -1,4 +1,6 @@
+import importlib.util
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -6,9 +8,22 @@ import PIL.Image
 import pytest
 import torch
 
+from media.types import Float32Array, Image, Item
 from model import Tokenizer
 from model.words import WordTable
-from training.scorecard import codebook_line, frames_codec, main, meaning_lines, neighbours
+from tests.training.conftest import scene
+from training.eval_items import find_items, read_image
+from training.packaged import PACKAGES
+from training.scorecard import (
+    WHOLE,
+    codebook_line,
+    frames_codec,
+    image_scores,
+    main,
+    meaning_lines,
+    neighbours,
+    teacher_embed,
+)
 
 COLOURS = {"bird": (220, 30, 30), "fish": (30, 220, 30), "tool": (30, 30, 220)}
 
@@ -51,13 +66,43 @@ def test_pictures_that_differ_in_colour_are_told_apart_and_words_are_scored(colo
     model = Tokenizer.load("tiny-continuous", device="cpu", dtype="float32")
     width = model.config.encoder.width
     words = WordTable(list(COLOURS), torch.randn(3, width), torch.zeros(width))
-    lines = list(meaning_lines(coloured, model, words, coloured / "images"))
+    lines = list(meaning_lines(coloured, [model.embed], words, coloured / "images"))
     text = "\n".join(lines)
     assert "labelled test: n = 6, largest class 33.3 %" in lines
     assert "1-NN: 100.0 %" in text
     assert "the same at 64 px: n = 6" in text
     assert "images, other packages" in text
     assert "'a photo of a {}.'" in text
+
+
+def test_the_teacher_stands_beside_and_pictures_are_left_out_by_name(coloured: Path) -> None:
+    words = WordTable(list(COLOURS), torch.eye(3), torch.zeros(3))
+
+    def embed(items: Sequence[Item]) -> Float32Array:
+        return np.stack([item.pixels.mean((0, 1)) for item in items if isinstance(item, Image)]).astype(np.float32)
+
+    lines = list(meaning_lines(coloured, [lambda items: -embed(items), embed], words, coloured / "images", "fish*"))
+    assert "  teacher, 1-NN: 100.0 %" in "\n".join(lines)
+    (title,) = (line for line in lines if line.startswith("images, other packages"))
+    assert "n = 10," in title  # of 15
+    if all(importlib.util.find_spec(name) for name in PACKAGES):
+        assert teacher_embed()([Image(pixels=np.full((224, 224, 3), 90, np.uint8))]).shape == (1, 144)
+
+
+def test_other_pictures_have_a_table_of_their_own(coloured: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "kodak"
+    folder.mkdir()
+    for number in range(2):
+        PIL.Image.fromarray(scene(number, 50, 90)).save(folder / f"{number}.png")
+    pictures = [read_image(path, WHOLE) for path in find_items(folder, "image").paths]
+    assert [picture.shape for picture in pictures] == [(48, 80, 3)] * 2
+    model, codes = (
+        Tokenizer.load(name, device="cpu", dtype="float32") for name in ("tiny-continuous", "tiny-discrete")
+    )
+    rows = image_scores(coloured, pictures, model, codes, [("after stage x", model)])
+    assert [row.name for row in rows] == ["PCA 48, a patch alone", "after stage x", "tiny-continuous", "tiny-discrete"]
+    assert rows[1].psnr == rows[2].psnr > 20
+    assert {row.count for row in rows} == {2}
 
 
 def test_frames_as_images_have_as_many_tokens_and_come_back_in_size() -> None:

@@ -12,7 +12,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from media.mesh_views import DARKEST, GREY, LIGHT
+from media.mesh_parts import GREY
+from media.mesh_views import DARKEST, LIGHT
 from media.multiview import voxelize
 from model import Tokenizer
 from model.splat_decoder import SplatDecoder

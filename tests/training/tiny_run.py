@@ -44,21 +44,19 @@ def work() -> Work:
     )
 
 
+def only(given: Recipe, stage: str) -> Recipe:
+    """One stage from fresh weights."""
+    return replace(given, stages=(given.stage(stage),))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--stop-at", type=int)
-    parser.add_argument("--stages", nargs="*")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    plan = recipe(given.steps)
-    if given.stages:
-        plan = replace(plan, stages=tuple(plan.stage(name) for name in given.stages))
-    stop = {} if given.stop_at is None else {plan.stages[0].name: given.stop_at}
     with joined() as ranks:
-        habits = Habits(log_every=1, save_every=0)
-        run_stages(plan, given.folder, work(), ranks, habits=habits, stop_at=stop)
+        run_stages(recipe(given.steps), given.folder, work(), ranks, habits=Habits(log_every=1, save_every=0))
 
 
 if __name__ == "__main__":

@@ -343,6 +343,15 @@ def test_texts_are_answered_without_the_network_and_a_bad_one_fails_alone(contin
     np.testing.assert_allclose(good(seen).arrays["embedding"], continuous.embed([picture()])[0], atol=1e-5)
 
 
+def test_words_that_do_not_count_are_noted(continuous: Tokenizer) -> None:
+    tokenizer = with_words(continuous)
+    many = "cat " + " ".join(f"xyz{letter}" for letter in "abcdefghijkl")
+    texts = ["a Xyzzy bird, a xyzzy and a castle", many]
+    first, second = run(tokenizer, [job("embed", name) for name in "ab"], [text_payload(text) for text in texts])
+    assert good(first).meta["notes"] == ["words that are not known and do not count: xyzzy"]
+    assert good(second).meta["notes"][0].endswith(": xyza, xyzb, xyzc, xyzd, xyze, xyzf, xyzg, xyzh, ...")
+
+
 def test_a_text_has_an_embedding_and_nothing_else(continuous: Tokenizer) -> None:
     tokenizer = with_words(continuous)
     jobs = [job("embed", outputs=["embedding", "features"]), job("encode", outputs=["latents"])]
