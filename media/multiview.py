@@ -63,7 +63,8 @@ def voxelize(views: Views) -> Voxels:
     low, high = np.full(3, np.inf, np.float32), np.full(3, -np.inf, np.float32)
     occupied = np.zeros(GRID**3, bool)
     for points in surface_points(views):
-        inside = points[(np.abs(points) <= 0.5).all(axis=1)]
+        is_inside = (np.abs(points) <= 0.5).all(axis=1)
+        inside = points if is_inside.all() else points.T.compress(is_inside, axis=1).T
         _mark(occupied, inside)
         surface, outside = surface + len(points), outside + len(points) - len(inside)
         if len(points):
@@ -97,7 +98,8 @@ def surface_points(views: Views) -> Iterator[Float32Array]:
         rows, columns = np.nonzero((depth >= 0) & (depth <= FAR))
         distance = depth[rows, columns]
         u, v = (index.astype(np.float32) / np.float32(len(depth)) for index in (columns, rows))
-        points = np.empty((len(distance), 3), np.float32)
+        # Each axis in one piece: rows of three are reduced ten times more slowly.
+        points = np.empty((3, len(distance)), np.float32).T
         for axis in range(3):
             points[:, axis] = (u * ray[axis, 0] + v * ray[axis, 1] + ray[axis, 2]) * distance + origin[axis]
         yield points

@@ -69,7 +69,9 @@ class Settings(BaseSettings):
     part_bytes: Annotated[int, Field(ge=1 * KIB)] = 64 * KIB
     """A multipart part that is not a file."""
     request_items: Annotated[int, Field(ge=1)] = 64
+    """Posed renders that come as parts of a form are one item; media.views bounds how many they are."""
     request_parts: Annotated[int, Field(ge=1)] = 80
+    """Of a form; one with a file of cameras may have as many more as media.views needs."""
     request_headers: Annotated[int, Field(ge=16)] = 64
     header_bytes: Annotated[int, Field(ge=4 * KIB)] = 16 * KIB
     upload_timeout_s: Annotated[float, Field(gt=0)] = 120.0

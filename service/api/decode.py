@@ -102,6 +102,8 @@ async def decode(request: Request) -> Response:
     async def work() -> tuple[bytes, str]:
         outcomes = await _decode_all(ticket, [named.id for named in found], orders)
         settle_record(ticket, outcomes)
+        notes = [order.card.splats_note for order in good if order.tokens.layout.kind == "voxels"]
+        record.note = next(iter(notes), "")
         with record.stage("encode"):
             return await _write(service, media_type, outcomes, options, record)
 

@@ -83,6 +83,8 @@ async def answer_media(
             ticket, card, uploads, probes, keep_pixels="reconstruction" in outputs, up=options.up
         )
         settle_record(ticket, outcomes)
+        if op == "encode":
+            _note_splats(outcomes, card, record)
         with record.stage("encode"):
             return await _write(service, media_type, outcomes, outputs, options, record)
 
@@ -167,6 +169,14 @@ def _render(
     if media_type == types.NPZ:
         return render.npz(render.encoded_arrays(good, outputs))
     return render.npy(render.encoded_arrays(good, outputs)[outputs[0]])
+
+
+def _note_splats(outcomes: Sequence[Outcome], card: Card, record: Record) -> None:
+    """Say of 3D assets what their tokens are worth once they are decoded: who embeds need not know."""
+    for outcome in outcomes:
+        if isinstance(outcome, Done) and outcome.kind == "voxels" and card.splats_note:
+            outcome.meta["notes"] = [*(outcome.meta.get("notes") or ()), card.splats_note]
+            record.note = card.splats_note
 
 
 def _reconstruction(outcome: Outcome) -> tuple[str, UInt8Array, float | None] | None:

@@ -42,6 +42,13 @@ class Card(BaseModel):
         return effort_of(tokens, self.attention_tokens, steps, self.window)
 
     @property
+    def splats_note(self) -> str:
+        """One line of what to know of 3D that comes back through the Gaussian decoder; empty: nothing."""
+        about = self.gaussian_decoder or {}
+        note = " ".join(str(about.get("note") or "").split())
+        return f"3D comes back through {about.get('name')}: {note}" if note else ""
+
+    @property
     def pool(self) -> str:
         """Name of the queue of this model's workers."""
         return f"{self.name}@{self.revision[:12]}"

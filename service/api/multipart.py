@@ -34,6 +34,11 @@ class Form:
     files: list[Part] = field(default_factory=list)
     fields: list[Part] = field(default_factory=list)
 
+    def check_parts(self, most: int, *, coming: int = 0) -> None:
+        """Raise Problem too_many_items where there are, or will be, more parts than that."""
+        if len(self.files) + len(self.fields) + coming > most:
+            raise Problem("too_many_items", f"at most {most} parts are allowed", limit=most)
+
 
 class FormReader:
     """Push parser of one body. More parts, files or bytes a field than allowed are refused in mid-stream."""
@@ -73,8 +78,7 @@ class FormReader:
         return self.form
 
     def _on_part_begin(self) -> None:
-        if len(self.form.files) + len(self.form.fields) >= self._max_parts:
-            raise Problem("too_many_items", f"at most {self._max_parts} parts are allowed", limit=self._max_parts)
+        self.form.check_parts(self._max_parts, coming=1)
         self._part, self._chunks, self._size = Part(), [], 0
 
     def _on_header_end(self) -> None:

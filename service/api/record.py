@@ -25,7 +25,10 @@ OPERATIONS = {f"{prefix}/{op}": op for op in ("encode", "decode", "embed") for p
 
 @dataclass(kw_only=True)
 class Record:
-    """One request. op: encode, decode, embed or other. stages: milliseconds by name, in the order they ended."""
+    """One request. op: encode, decode, embed or other. stages: milliseconds by name, in the order they ended.
+
+    note: one line of what to know of the result's quality; empty: nothing.
+    """
 
     request_id: str
     op: str
@@ -38,6 +41,7 @@ class Record:
     failed_items: int = 0
     model: str | None = None
     revision: str | None = None
+    note: str = ""
     status: int = 0
     code: str = ""
     request_bytes: int = 0
@@ -84,6 +88,8 @@ class Record:
             pairs["Atoken-Tokens"] = str(self.tokens)
         if self.model and self.revision:
             pairs |= {"Atoken-Model": self.model, "Atoken-Revision": self.revision}
+        if self.note:
+            pairs["Atoken-Note"] = self.note
         return [(name.lower().encode("latin-1"), value.encode("latin-1", "replace")) for name, value in pairs.items()]
 
 

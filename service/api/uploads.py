@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from posixpath import splitext
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
@@ -29,9 +30,14 @@ UNDECLARED = {"", "application/octet-stream", URLENCODED, "binary/octet-stream"}
 """Types that say nothing: the first bytes decide."""
 CAMERA_FILES = ("transforms.json", "cameras.json")
 """A form that has one of them is one asset: its files are the posed renders of it."""
+DEPTH_SUFFIXES = (".npy", ".exr")
+DEPTH_STEM = "_depth"
+"""000_depth.png is the depth map of 000.png."""
 THREAD_BYTES = 256 * 1024
 """Bodies from this size on are parsed in a thread; below, the switch costs more than the parsing."""
 
+GLTF = "model/gltf+json"
+"""A file, though JSON."""
 ARCHIVES = ("application/zip", "application/x-zip-compressed", NPZ)
 DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[\w.+-]+)*;base64,", re.ASCII)
 
@@ -75,7 +81,7 @@ async def read_content(request: Request, settings: Settings, *, takes_text: bool
     data = b"".join([chunk async for chunk in request.stream()])
     if not data:
         raise Problem("truncated_body", "the body is empty; send a file, JSON or multipart/form-data")
-    if media_type == "application/json" or media_type.endswith("+json"):
+    if media_type == "application/json" or (media_type.endswith("+json") and media_type != GLTF):
         parse = _parse_object
         body = await asyncio.to_thread(parse, data, settings) if len(data) >= THREAD_BYTES else parse(data, settings)
         return Content(options={}, body=_merge(query, body))
@@ -105,6 +111,7 @@ async def read_media(
     content = await read_content(request, settings, takes_text="text" in body_schema.model_fields)
     if content.body is None:
         options, uploads = validate(options_schema, content.options), content.uploads or []
+        _check_cameras([upload.id for upload in uploads if upload.text is None])
     else:
         options = validate(body_schema, content.body)
         uploads = await asyncio.to_thread(_uploads_of_body, options, settings)
@@ -140,13 +147,18 @@ def decode_base64(text: str, *, what: str) -> tuple[bytes, str | None]:
 async def _read_multipart(
     request: Request, header: str, query: dict[str, Any], settings: Settings, takes_text: bool
 ) -> Content:
+    # All files of posed renders are one item; whether they are is known when the file of cameras has come.
+    more = max(0, 2 * settings.media.views + 1 - settings.request_items)
     reader = FormReader(
         boundary_of(header),
-        max_parts=settings.request_parts,
-        max_files=settings.request_items,
+        max_parts=settings.request_parts + more,
+        max_files=settings.request_items + more,
         field_bytes=settings.part_bytes,
     )
     form = await reader.read(request.stream())
+    is_set = any(PurePosixPath(part.filename or "").name in CAMERA_FILES for part in form.files)
+    if not is_set:
+        form.check_parts(settings.request_parts)
     options = query
     values, texts = [], []
     for part in form.fields:
@@ -162,8 +174,7 @@ async def _read_multipart(
     if not form.files and not texts:
         parts = "no part named `file` or `text`" if takes_text else "no part named `file`"
         raise Problem("invalid_parameter", f"there is {parts}; {_describe(form)}")
-    names = [PurePosixPath(part.filename or "").name for part in form.files]
-    if any(name in CAMERA_FILES for name in names):
+    if is_set:
         uploads = [await asyncio.to_thread(_set_of, form.files)]
     else:
         uploads = [_upload_of(position, part) for position, part in enumerate(form.files)]
@@ -189,6 +200,20 @@ def _set_of(parts: Sequence[Part]) -> Upload:
         for position, part in enumerate(parts):
             archive.writestr(zipfile.ZipInfo(part.filename or str(position)), part.data)
     return Upload(id="renders", data=buffer.getvalue())
+
+
+def _check_cameras(names: Sequence[str]) -> None:
+    """Raise Problem where files of these names are posed renders, but came without the file of cameras."""
+    stems = {splitext(name)[0] for name in names}
+    for name in names:
+        stem, suffix = splitext(name)
+        is_beside = stem.endswith(DEPTH_STEM) and stem.removesuffix(DEPTH_STEM) in stems
+        if is_beside or suffix.lower() in DEPTH_SUFFIXES:
+            raise Problem(
+                "view_mismatch",
+                f"{name[:100]!r} is taken to be a depth map of posed renders, of which the camera file is missing: "
+                f"send {' or '.join(f'`{file}`' for file in CAMERA_FILES)} in the same form",
+            )
 
 
 def _upload_of(position: int, part: Part) -> Upload:

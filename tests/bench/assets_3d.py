@@ -1,10 +1,11 @@
-"""What a 3D asset costs without the tokenizer between: posed views to voxels, and voxel features to a PLY.
+"""What a 3D asset costs without the tokenizer between: posed views to voxels, Gaussians to a picture, voxels to a PLY.
 
     python -m tests.bench.assets_3d [--repeats 5] [--voxels 500,2000,5800]
 
-Views are drawn by the tests' ray caster (float32 depth, RGBA), outside of the timing. The Gaussian decoder has its
-published size, random weights and the voxels of a cube's surface, one process a row, so that the peak of memory is its
-own. CPU seconds stand beside wall seconds, because the machine may be shared. One arithmetic thread.
+Views are drawn by the tests' ray caster (float32 depth, RGBA), outside of the timing. Pictures are of 512x512, of the
+100,000 Gaussians of tests/bench/splat_render.py. The Gaussian decoder has its published size, random weights and the
+voxels of a cube's surface. One process a row of the last two tables, so that the peak of memory is its own. CPU seconds
+stand beside wall seconds, because the machine may be shared. One arithmetic thread.
 """
 
 import argparse
@@ -19,18 +20,21 @@ from media.multiview import voxelize
 from media.ply import encode_ply
 from model.config import GaussianConfig
 from model.gaussian_decoder import GaussianDecoder
+from tests.bench import splat_render
 from tests.media.posed import ARMS, Box, draw
 
 CUBE = (Box((-0.45, -0.45, -0.45), (0.45, 0.45, 0.45), (200, 120, 40)),)
 
 
 def main() -> None:
-    """Print two Markdown tables."""
+    """Print three Markdown tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--voxels", default="500,2000,5800")
     args = parser.parse_args()
     _views(args.repeats)
+    print()
+    splat_render.print_table([(scene, 512, False) for scene in splat_render.SCENES], args.repeats)
     print("\n| voxels | Gaussians | decoder s | CPU s | PLY s | PLY MB | peak GiB |\n|---|---|---|---|---|---|---|")
     for count in map(int, args.voxels.split(",")):
         # spawn, not fork: a child must not start with the parent's memory.

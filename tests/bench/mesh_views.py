@@ -1,28 +1,35 @@
 """What drawing a mesh for voxelize costs, and how much of its surface so many views of such a side find.
 
     python -m tests.bench.mesh_views FOLDER [--recall NAME ...]
+    python -m tests.bench.mesh_views --faces 977000 1440000
 
 The first table: every mesh of the folder, drawn as the service draws it. The second: the named meshes, by views and
 side. Recall is of the cells that 128 views of 640 show, drawn by the same rasteriser from other places; precision is
 against those and the cells that points strewn over the triangles meet, which also holds what no camera sees. CPU
-seconds, because the machine may be shared.
+seconds, because the machine may be shared. With --faces instead: wall seconds of spheres with so many triangles, as
+PLY, through a decoder child of the service, under its limits.
 """
 
 import argparse
+import asyncio
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import trimesh
 
 from media.archive import open_archive
 from media.asset_sniff import asset_format
+from media.decode import decode_media
 from media.limits import Limits
 from media.mesh import load_mesh, load_mesh_archive
 from media.mesh_views import SIDE, VIEWS, normalize, render_views, sphere_cameras
 from media.multiview import GRID, voxelize
-from media.types import Mesh
+from media.pool import MediaPool
+from media.types import Asset, Mesh
 
 LIMITS = Limits.local()
 RECALL = (
@@ -36,11 +43,17 @@ POINTS = 4_000_000
 
 
 def main() -> None:
-    """Print two Markdown tables."""
+    """Print one or two Markdown tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--recall", nargs="*", default=RECALL)
+    parser.add_argument("--faces", type=int, nargs="+")
     given = parser.parse_args()
+    if given.faces:
+        asyncio.run(print_children(given.faces))
+        return
+    if given.folder is None:
+        parser.error("name a folder of meshes, or --faces")
     paths = [path for path in sorted(given.folder.rglob("*")) if path.is_file() and asset_format(path.read_bytes())]
     meshes = sorted(((path.name, read(path)) for path in paths), key=lambda pair: len(pair[1].faces))
     print("| mesh | faces | draw s | voxelize s | voxels |\n|---|---|---|---|---|")
@@ -50,6 +63,25 @@ def main() -> None:
     chosen = [mesh for name, mesh in meshes if name in given.recall]
     if chosen:
         print_recall(chosen)
+
+
+async def print_children(counts: Sequence[int]) -> None:
+    print("| faces | MB | seconds in a child | voxels |\n|---|---|---|---|")
+    async with MediaPool(Limits(), 1) as pool:
+        await pool.start()
+        for count in counts:
+            rows = round(math.sqrt(count) / 2)  # of twice as many quads
+            mesh = trimesh.creation.uv_sphere(count=[rows, rows])
+            data = mesh.export(file_type="ply", vertex_normal=False)
+            assert isinstance(data, bytes)
+            start = time.perf_counter()
+            asset = await pool.run(decode_media, data, pool.limits)
+            seconds = time.perf_counter() - start
+            assert isinstance(asset, Asset)
+            print(
+                f"| {len(mesh.faces)} | {len(data) / 1e6:.1f} | {seconds:.1f} | {len(asset.voxels.coords)} |",
+                flush=True,
+            )
 
 
 def print_recall(meshes: list[Mesh]) -> None:

@@ -12,6 +12,8 @@ import multiprocessing
 import resource
 import statistics
 import time
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 
@@ -19,8 +21,16 @@ from model.orbit import look_at
 from model.projection import SplatTensors
 from model.rasterizer import Rendering, render
 
-SCENES = ((100_000, 0.004, "faint"), (100_000, 0.004, "opaque"), (100_000, 0.01, "faint"), (100_000, 0.01, "opaque"))
-LARGE = (320_000, 0.004, "faint")
+Scene: TypeAlias = tuple[int, float, str]
+"""Gaussians, their size, and how opaque they are."""
+
+SCENES: tuple[Scene, ...] = (
+    (100_000, 0.004, "faint"),
+    (100_000, 0.004, "opaque"),
+    (100_000, 0.01, "faint"),
+    (100_000, 0.01, "opaque"),
+)
+LARGE: Scene = (320_000, 0.004, "faint")
 
 
 def shell(count: int, scale: float, kind: str, seed: int = 0) -> SplatTensors:
@@ -46,22 +56,27 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    print("| Gaussians | picture | what | best s | median s | median CPU s | peak GiB |")
-    print("|---|---|---|---|---|---|---|")
     rows = [(scene, 512, False) for scene in (*SCENES, LARGE)]
     small = (20_000, 0.004, "faint"), (20_000, 0.01, "opaque")
     rows += [(scene, side, True) for side in (128, 256) for scene in (*small, *SCENES)]
+    print_table(rows, args.repeats, args.threads, args.device)
+
+
+def print_table(rows: Sequence[tuple[Scene, int, bool]], repeats: int, threads: int = 1, device: str = "cpu") -> None:
+    """rows: scene, side of the picture, and whether the gradient is computed, too."""
+    print("| Gaussians | picture | what | best s | median s | median CPU s | peak GiB |")
+    print("|---|---|---|---|---|---|---|", flush=True)
     for row in rows:
         # spawn, not fork: a child must not start with the parent's memory.
-        child = multiprocessing.get_context("spawn").Process(target=_measure, args=(*row, args))
+        child = multiprocessing.get_context("spawn").Process(target=_measure, args=(*row, repeats, threads, device))
         child.start()
         child.join()
 
 
-def _measure(scene: tuple[int, float, str], side: int, gradient: bool, args: argparse.Namespace) -> None:
-    torch.set_num_threads(args.threads)
-    splats = SplatTensors(*(tensor.to(args.device).requires_grad_(gradient) for tensor in shell(*scene)))
-    camera = [matrix.to(args.device) for matrix in look_at(30, 20, 1.6, 40)]
+def _measure(scene: Scene, side: int, gradient: bool, repeats: int, threads: int, device: str) -> None:
+    torch.set_num_threads(threads)
+    splats = SplatTensors(*(tensor.to(device).requires_grad_(gradient) for tensor in shell(*scene)))
+    camera = [matrix.to(device) for matrix in look_at(30, 20, 1.6, 40)]
 
     def call() -> Rendering:
         drawn = render(splats, *camera, height=side, width=side)
@@ -71,17 +86,17 @@ def _measure(scene: tuple[int, float, str], side: int, gradient: bool, args: arg
 
     render(splats, *camera, height=16, width=16)  # warm
     wall, cpu = [], []
-    for _ in range(args.repeats):
+    for _ in range(repeats):
         start, start_cpu = time.perf_counter(), time.process_time()
         call()
-        if args.device != "cpu":
+        if device != "cpu":
             torch.cuda.synchronize()
         wall.append(time.perf_counter() - start)
         cpu.append(time.process_time() - start_cpu)
     print(
         f"| {scene[0] // 1000}k, {scene[1]}, {scene[2]} | {side} | {'with gradient' if gradient else 'forward'} "
         f"| {min(wall):.3f} | {statistics.median(wall):.3f} | {statistics.median(cpu):.3f} "
-        f"| {_peak(args.device):.2f} |",
+        f"| {_peak(device):.2f} |",
         flush=True,
     )
 

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import base64
-import json
-from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
+from media.archive import open_archive
+from media.asset import decode_asset
+from media.asset_sniff import asset_format
+from media.cameras import Cameras
 from media.image import decode_image
 from media.limits import Limits
+from media.mesh import load_mesh, load_mesh_archive
+from media.mesh_views import VIEWS, normalize, render_views, sphere_cameras
 from media.ply import decode_ply
 from media.splat32 import decode_splat
 from media.spz import decode_spz
 from media.tokens import load_tokens
 from media.types import Gaussians, UInt8Array
 from media.video import decode_video
+from model.orbit import look_at
 from tests.media import meshes
 from tests.media.posed import ARMS
 from tests.media.test_renders import files
+from tests.media.test_voxel_file import npz
 from tests.paths import DATA, needs_data
 
 TOKEN_FILE = "application/vnd.safetensors"
@@ -62,6 +68,14 @@ def arms_in_place(gaussians: Gaussians) -> bool:
 @pytest.fixture(scope="module")
 def arms(client: httpx.Client) -> bytes:
     return tokens_of(client, meshes.arms_glb())
+
+
+@pytest.fixture(scope="module")
+def block(client: httpx.Client) -> bytes:
+    """Tokens of a red cube, a quarter of the grid wide, out of voxels: a third of the arms, a tenth of their time."""
+    cells = np.argwhere(np.pad(np.zeros((14, 14, 14), bool), 1, constant_values=True)) + 24
+    red = np.tile(np.array([200, 30, 30], np.uint8), (len(cells), 256))
+    return tokens_of(client, npz(coords=cells.astype(np.int32), feats=red))
 
 
 def test_a_glb_becomes_tokens_and_gaussians_with_every_arm_in_place(client: httpx.Client, arms: bytes) -> None:
@@ -115,6 +129,24 @@ def test_a_picture_from_the_front_shows_x_to_the_right_and_z_up(client: httpx.Cl
     assert colour_at(other, 1)[0] > 48, "seen from +x, +y is to the right"
 
 
+def object_pixels(client: httpx.Client, tokens: bytes, accept: str, **options: Any) -> int:
+    """How many pixels of the first frame are not of the white ground."""
+    data = decoded(client, tokens, accept, azimuth=20, elevation=10, side=128, **options).content
+    frame = decode_image(data, Limits()).pixels if accept == "image/png" else decode_video(data, Limits()).frames[0]
+    return int((frame < 230).any(axis=2).sum())
+
+
+@pytest.mark.parametrize(("accept", "options"), [("image/png", {}), ("video/x-matroska", {"frames": 2})])
+def test_distance_and_angle_of_view(client: httpx.Client, block: bytes, accept: str, options: dict[str, int]) -> None:
+    far, near, narrow = (
+        object_pixels(client, block, accept, distance=distance, fov=fov, **options)
+        for distance, fov in ((4, 40), (2, 40), (4, 20))
+    )
+    assert far > 100
+    assert 3 < near / far < 6, "from half the way it is twice as wide"
+    assert 3 < narrow / far < 6, "at half the angle it is twice as wide"
+
+
 def test_a_turntable(client: httpx.Client, arms: bytes) -> None:
     clip = decode_video(decoded(client, arms, "video/mp4", frames=6, side=64).content, Limits())
     assert clip.frames.shape == (6, 64, 64, 3)
@@ -126,6 +158,17 @@ def test_arrays_are_still_to_be_had(client: httpx.Client, arms: bytes) -> None:
     [entry] = decoded(client, arms, "application/json").json()["items"]
     assert entry["kind"] == "voxels"
     assert entry["feats"]["shape"] == [len(load_tokens(arms)[0]), 768]
+
+
+def test_the_cameras_of_the_comparison_are_none_of_those_that_made_the_voxels() -> None:
+    asset = decode_asset(meshes.arms_glb(), "glb", Limits(), with_pictures=True)
+    assert asset.pictures is not None
+    axes, others = (
+        poses[:, 2, :3] for poses in (asset.pictures.world_to_camera, sphere_cameras(VIEWS).world_to_camera)
+    )
+    apart = np.degrees(np.arccos(np.clip(axes @ others.T, -1, 1))).min(axis=1)
+    assert (len(apart), asset.pictures.held_out) == (6, True)
+    assert apart.min() > 3, apart
 
 
 def test_reconstruction_is_compared_with_views_that_were_held_out(client: httpx.Client) -> None:
@@ -186,9 +229,44 @@ def test_several_decoded_at_once(client: httpx.Client, arms: bytes) -> None:
     assert answer.content.count(b"Content-Type: model/ply") == 2
 
 
-def test_the_card_says_what_makes_the_gaussians(client: httpx.Client) -> None:
-    answer = json.dumps(client.get("/v1/models").json())
-    assert "tiny-splats" in answer
+def test_every_answer_says_what_3d_is_worth(client: httpx.Client, block: bytes) -> None:
+    cards = client.get("/v1/models").json()["data"]
+    [note] = {card["gaussian_decoder"]["note"] for card in cards}
+    for words in ("small", "39 meshes", "22.1 dB", "not to be compared"):
+        assert words in note
+    wanted = f"3D comes back through tiny-splats: {note}"
+    for accept in ("model/ply", "application/octet-stream", "image/png", "video/mp4", "application/json"):
+        assert decoded(client, block, accept, side=32, frames=2).headers["Atoken-Note"] == wanted
+    mesh = meshes.box((0, 0, 0), (0.5, 0.02, 0.02)).export(file_type="glb")
+    answer = client.post("/encode", content=mesh)
+    assert answer.headers["Atoken-Note"] == wanted
+    assert wanted in answer.json()["items"][0]["notes"]
+    as_file = client.post("/encode", content=mesh, headers={"Accept": TOKEN_FILE})
+    assert as_file.headers["Atoken-Note"] == wanted
+
+
+def test_pictures_and_embeddings_say_nothing_of_3d(client: httpx.Client) -> None:
+    answer = client.post("/encode", content=meshes.png(np.full((40, 40, 3), 90, np.uint8)))
+    assert answer.json()["items"][0]["notes"] == []
+    back = client.post("/decode", json=answer.json(), headers={"Accept": "image/png"})
+    assert back.status_code == 200
+    voxels = npz(coords=np.array([[1, 2, 3]]), feats=np.zeros((1, 768), np.uint8))
+    embedded = client.post("/embed", content=voxels)
+    assert embedded.json()["items"][0]["notes"] == []
+    assert not any("Atoken-Note" in given.headers for given in (answer, back, embedded))
+
+
+def test_codes_of_3d(client: httpx.Client) -> None:
+    tokens = tokens_of(client, meshes.arms_glb(), model="tiny-discrete", outputs="codes")
+    [item] = load_tokens(tokens)
+    assert item.codes is not None
+    assert len(item.codes) == len(item) > 4000
+    assert np.ptp(item.codes.astype(int), axis=0).min() > 100, "they say something"
+    back = decoded(client, tokens, "model/ply")
+    assert back.headers["Atoken-Model"] == "tiny-discrete"
+    gaussians = decode_ply(back.content)
+    assert len(gaussians) == 32 * len(item)
+    assert arms_in_place(gaussians)
 
 
 @pytest.mark.parametrize(
@@ -208,9 +286,31 @@ def test_cameras_that_are_none(client: httpx.Client, arms: bytes, options: dict[
     assert words in answer.json()["detail"]
 
 
+def drawing(data: bytes, azimuth: float, side: int) -> UInt8Array:
+    """The mesh itself, on white, as /decode would draw it: uint8 [side, side, 3]."""
+    format, limits = asset_format(data) or "", Limits()
+    read = load_mesh_archive(open_archive(data, limits), limits) if format == "zip" else load_mesh(data, format, limits)
+    pose, lens = (matrix.numpy()[None] for matrix in look_at(azimuth, 20, 2, 40))
+    [seen] = render_views(normalize(read), Cameras(world_to_camera=pose, intrinsics=lens), side).images
+    return np.where(seen[..., 3:] > 0, seen[..., :3], np.uint8(255))
+
+
 @needs_data
-@pytest.mark.parametrize("name", ["blendswap_cc_by_horse.glb", "blendswap_cc_by_toytrain.zip", "pv_ant.ply"])
-def test_real_meshes_the_whole_way(client: httpx.Client, name: str, tmp_path: Path) -> None:
-    tokens = tokens_of(client, (DATA / "meshes" / "eval" / name).read_bytes())
-    picture = decode_image(decoded(client, tokens, "image/png", side=64).content, Limits()).pixels
-    assert (picture != 255).any()
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [("blendswap_cc_by_horse.glb", 19.5), ("blendswap_cc_by_toytrain.zip", 17), ("pv_ant.ply", 17.5)],
+)
+def test_real_meshes_the_whole_way(client: httpx.Client, name: str, least: float) -> None:
+    data = (DATA / "meshes" / "eval" / name).read_bytes()
+    tokens = tokens_of(client, data)
+    for azimuth in (30, 120):
+        view = decoded(client, tokens, "image/png", azimuth=azimuth, elevation=20, side=128)
+        picture, wanted = decode_image(view.content, Limits()).pixels, drawing(data, azimuth, 128)
+        assert psnr(picture, wanted) > least
+        for flipped in (picture[:, ::-1], picture[::-1]):
+            assert psnr(picture, wanted) > psnr(flipped, wanted) + 2
+
+
+def psnr(picture: UInt8Array, wanted: UInt8Array) -> float:
+    """In dB."""
+    return float(10 * np.log10(255**2 / np.square(picture.astype(float) - wanted).mean()))
