@@ -29,6 +29,15 @@ def optimizer_of(student: Student, config: Optim) -> torch.optim.AdamW:
     )
 
 
+def begin_state(optimizer: torch.optim.Optimizer) -> None:
+    """Give what has had no gradient yet the state that it would begin with: a checkpoint then always has all of it."""
+    for group in optimizer.param_groups:
+        for value in group["params"]:
+            if not optimizer.state[value]:
+                moments = {name: torch.zeros_like(value) for name in ("exp_avg", "exp_avg_sq")}
+                optimizer.state[value] = {"step": torch.tensor(0.0), **moments}
+
+
 def learning_rate(config: Optim, step: int, steps: int) -> float:
     """Linear warm-up, then a cosine from lr to final_lr at the last of `steps`."""
     if step < config.warmup:

@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.optim import Optimizer
 
 from training.averages import Average
+from training.optimizer import begin_state
 from training.patchgan import Critic
 from training.ranks import Ranks
 from training.run_folder import space_left
@@ -197,6 +198,7 @@ def _partial(path: Path) -> Path:
 
 
 def _state(student: Student, average: Average, optimizer: Optimizer, critic: Critic | None) -> dict[str, Any]:
+    begin_state(optimizer)
     extra = {} if critic is None else {"critic": critic.state()}
     return {
         **extra,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tests.training.tiny_run import recipe, trainer
 from training.curriculum import Habits, NotFiniteError, StageTrainer
 from training.ranks import Ranks, joined
 from training.snapshots import SaveError, Snapshots, progress_of
+from training.stages import Task
 
 QUIET = Habits(log_every=0, save_every=0)
 
@@ -70,6 +72,24 @@ def test_steps_go_on_while_a_checkpoint_is_written(ranks: Ranks, tmp_path: Path,
     assert same(again, straight)  # as it was when the writing began
     again.train_step()
     assert same(again, run)
+
+
+@pytest.mark.parametrize("cycle", [("image_rec",), ("video_rec", "video_sem")])
+def test_what_has_had_no_gradient_yet_is_no_hindrance(cycle: tuple[Task, ...], ranks: Ranks, tmp_path: Path) -> None:
+    """Without distillation nothing reaches the pooling head before a step of words, if there is one."""
+    given = recipe()
+    (stage,) = (replace(stage, cycle=cycle, distill=0) for stage in given.stages if stage.name == "video")
+    given = replace(given, stages=(stage,))
+    kept = Snapshots(tmp_path, ranks)
+    run, straight, again = (trainer(given, "video", ranks) for _ in range(3))
+    straight.train_step()
+    run.train_step()
+    run._save(kept, wait=True)
+    again.restore(kept)
+    straight.train_step()
+    again.train_step()
+    pairs = zip(straight.student.state_dict().values(), again.student.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_a_written_checkpoint_has_its_name_though_nobody_asks(ranks: Ranks, tmp_path: Path) -> None:
