@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import signal
-import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,7 +15,7 @@ import torch
 
 from model.blocks import Block
 from tests.training.on_two_ranks import poison
-from tests.training.tiny_run import pieces, recipe, trainer, work
+from tests.training.tiny_run import pieces, recipe, stopped_by_sigterm, trainer, work
 from training.chain import averaged_weights, run_stages
 from training.curriculum import Habits, NotFiniteError, StageTrainer
 from training.fresh import fresh
@@ -102,18 +99,8 @@ def test_a_start_that_does_not_fit_is_refused(ranks: Ranks, tmp_path: Path) -> N
 
 def test_sigterm_saves_and_ends_cleanly(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.training.tiny_run", str(tmp_path), "--steps", "100000"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        try:
-            assert process.stdout is not None
-            deadline = time.monotonic() + 60
-            while "image 1/" not in process.stdout.readline():
-                assert time.monotonic() < deadline
-            process.send_signal(signal.SIGTERM)
-            rest = process.communicate(timeout=60)[0]
-        finally:
-            if process.poll() is None:
-                process.kill()
-    assert process.returncode == 0, rest
+    status, rest = stopped_by_sigterm(command)
+    assert status == 0, rest
     assert "told to stop: saving step" in rest
     assert "Traceback" not in rest
     steps = [path.name for path in (tmp_path / "image").iterdir()]

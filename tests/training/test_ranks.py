@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from model import weights
 from tests.training.on_two_ranks import HALT, STEPS, go, plan
-from tests.training.tiny_run import recipe, trainer
+from tests.training.tiny_run import recipe, stopped_by_sigterm, trainer
 from training.fresh import fresh
 from training.ranks import Ranks, joined
 from training.snapshots import Snapshots
@@ -142,19 +140,9 @@ def test_blocks_in_bfloat16_and_all_that_is_kept_in_float32(sharded: bool, ranks
 def test_sigterm_at_torchrun_leaves_a_checkpoint(ranks: Ranks, tmp_path: Path) -> None:
     """Its own status is 1, with its own traceback: that is torch's way to end."""
     command = [*LAUNCHER, "tests.training.tiny_run", str(tmp_path), "--steps", "300"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        try:
-            assert process.stdout is not None
-            deadline = time.monotonic() + 60
-            while "image 1/" not in process.stdout.readline():
-                assert time.monotonic() < deadline
-            process.send_signal(signal.SIGTERM)
-            rest = process.communicate(timeout=60)[0]
-        finally:
-            if process.poll() is None:
-                process.kill()
+    status, rest = stopped_by_sigterm(command)
     assert "told to stop: saving step" in rest
-    assert process.returncode == 1, rest
+    assert status == 1, rest
     found = Snapshots(tmp_path / "image", ranks)
     again = trainer(recipe(300), "image", ranks)
     again.restore(found)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,6 +51,22 @@ def work() -> Work:
 def only(given: Recipe, stage: str) -> Recipe:
     """One stage from fresh weights."""
     return replace(given, stages=(given.stage(stage),))
+
+
+def stopped_by_sigterm(command: Sequence[str]) -> tuple[int, str]:
+    """Status and further output of a curriculum that is told to stop after its first step."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            assert process.stdout is not None
+            deadline = time.monotonic() + 60
+            while "image 1/" not in process.stdout.readline():
+                assert time.monotonic() < deadline
+            process.send_signal(signal.SIGTERM)
+            rest = process.communicate(timeout=60)[0]
+        finally:
+            if process.poll() is None:
+                process.kill()
+    return process.returncode, rest
 
 
 def main() -> None:
