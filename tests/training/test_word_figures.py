@@ -20,10 +20,11 @@ from tests.training.small_siglip2 import save_text_tower
 from training.embeddings import embed_items
 from training.eval_items import Found, find_items, read_clip, spread_frames
 from training.evaluate import main
-from training.protocols import Protocol
+from training.generated import Generated
+from training.protocols import PROTOCOLS, Protocol
 from training.samples import voxels_bytes
 from training.text_tower import TextTower
-from training.word_protocols import WORD_PROTOCOLS
+from training.word_protocols import WORD_PROTOCOLS, WordProtocol
 
 WIDTH = 144
 """Of the embeddings of the tiny models."""
@@ -152,6 +153,43 @@ def test_assets_are_their_voxels(tmp_path: Path, tower: Path, tokenizer: Tokeniz
     (tmp_path / "bad.glb").write_bytes(b"no mesh")
     with pytest.raises(ValueError, match=r"bad\.glb: "):
         embed_items(tokenizer, WORD_PROTOCOLS["retrieval"], Found("asset", (tmp_path / "bad.glb",), 1))
+
+
+@pytest.mark.parametrize("name", [*PROTOCOLS, *WORD_PROTOCOLS])
+def test_every_preset_gives_its_row_by_its_name(
+    name: str, tmp_path: Path, tower: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One small item a class, of the kind of the table; sides of the tables as published."""
+    protocol = {**PROTOCOLS, **WORD_PROTOCOLS}[name]
+    kind = protocol.kind or "image"
+    texts = {}
+    for number, label in enumerate(("cat", "dog")):
+        place = tmp_path / "set" / label
+        place.mkdir(parents=True)
+        if kind == "asset":
+            item = Generated(seed=number).draw("asset_rec", [0])[0].item
+            assert isinstance(item, Voxels)
+            few = Voxels(coords=item.coords[:64], feats=item.feats[:64])
+            (place / "a.safetensors").write_bytes(voxels_bytes(few))
+        elif kind == "video":
+            (place / "clip").mkdir()
+            for frame in range(4):
+                PIL.Image.fromarray(scene(frame, 32, 48)).save(place / "clip" / f"{frame}.png")
+        else:
+            PIL.Image.fromarray(scene(number, 40, 56)).save(place / "a.png")
+        texts[f"{label}/{'clip' if kind == 'video' else 'a.png'}"] = [f"a {label}"]
+    given = [*("--protocol", name), *("--data", str(tmp_path / "set")), *("--device", "cpu")]
+    if isinstance(protocol, WordProtocol):
+        given += ["--text-tower", str(tower)]
+        given += (
+            ["--prompts", "plain"] if protocol.task == "zero-shot" else ["--captions", str(tmp_path / "texts.json")]
+        )
+    (tmp_path / "texts.json").write_text(json.dumps(texts))
+    assert main(["tiny-continuous", *given]) == 0
+    printed = capsys.readouterr().out
+    assert f"| {name} | " in printed
+    assert f"{name}: " in printed
+    assert "n = 2" in printed
 
 
 def test_protocols_say_what_numbers_depend_on() -> None:
