@@ -53,7 +53,10 @@ def decode_asset(
 
 def _of_mesh(mesh: Mesh, with_pictures: bool) -> Asset:
     mesh = normalize(mesh)
-    voxels = voxelize(render_views(mesh, sphere_cameras(VIEWS), SIDE))
+    views = render_views(mesh, sphere_cameras(VIEWS), SIDE)
+    if not any((depth > 0).any() for depth in views.depths):
+        raise MediaError("empty_object", "nothing of the mesh can be seen: all of it is more than half transparent")
+    voxels = voxelize(views)
     pictures = None
     if with_pictures:
         others = render_views(mesh, sphere_cameras(COMPARED, turn=math.pi / 5), COMPARED_SIDE)

@@ -25,6 +25,7 @@ from training.ranks import Ranks
 from training.run_folder import RunFolder, space_left
 from training.snapshots import SaveError, Snapshots
 from training.stages import Recipe, Stage
+from training.stopping import terminated
 from training.student import Student
 from training.teachers import Teachers
 from training.widen import widen_latents
@@ -72,17 +73,23 @@ def run_stages(
     before: ATokenNet | None = start
     for stage in recipe.stages:
         _check_done(folder / f"{stage.name}.safetensors", recipe, stage)
-    for stage in recipe.stages:
-        done = folder / f"{stage.name}.safetensors"
-        if not done.is_file():
-            net = _first_step(recipe, stage, before)
-            with closing(work.source(stage)) as source:
-                whole = _run_stage(
-                    recipe, stage, net, source, folder, work, ranks, habits or Habits(), log, stop_at or {}
-                )
-            if not whole:
+    with terminated() as asked:
+        for stage in recipe.stages:
+            done = folder / f"{stage.name}.safetensors"
+            if done.is_file():
+                log(f"{stage.name}: done already, in {done}")
+            elif ranks.most(int(asked())):
+                log(f"told to stop before stage {stage.name}")
                 return False
-        before = weights.load(done)
+            else:
+                net = _first_step(recipe, stage, before)
+                with closing(work.source(stage)) as source:
+                    whole = _run_stage(
+                        recipe, stage, net, source, folder, work, ranks, habits or Habits(), log, stop_at or {}
+                    )
+                if not whole:
+                    return False
+            before = weights.load(done)
     return True
 
 

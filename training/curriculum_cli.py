@@ -17,6 +17,7 @@ from training.chain import Work, run_stages
 from training.curriculum import Habits, Tokenize
 from training.fresh import fresh
 from training.generated import Generated, hash_tokens
+from training.measured import at_least
 from training.ranks import joined
 from training.shard_order import Corpus
 from training.shard_source import ShardSource
@@ -68,7 +69,7 @@ def add_data(made: argparse.ArgumentParser, generated: str) -> argparse._Argumen
     for modality in MODALITIES:
         data.add_argument(f"--{modality}", metavar="SHARDS[@WEIGHT]", action="append", default=[])
     data.add_argument("--generated", action="store_true", help=generated)
-    data.add_argument("--workers", type=int, default=2, help="threads that decode")
+    data.add_argument("--workers", type=at_least(1), default=2, help="threads that decode")
     data.add_argument(
         "--lanes",
         type=int,
@@ -166,6 +167,8 @@ def _weights_of(start: str, own: ModelConfig) -> ATokenNet:
     if variant and variant not in VARIANTS:
         raise ValueError(f"--start {start}: variant {variant!r}; there are {', '.join(VARIANTS)}")
     path = Path(name)
+    if not path.is_file():
+        raise FileNotFoundError(f"--start {start}: no such file; wanted weights, as RUN/STAGE.safetensors")
     if variant or path.suffix == ".safetensors":
         return weights.load(path, VARIANTS.get(variant))
     try:

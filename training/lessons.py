@@ -47,7 +47,8 @@ def load_lessons(
     the folder was made of other files.
     """
     require_packages()
-    require_same_files([*(data / kind / "train" for kind in ("images", "videos", "meshes")), *more, *drawings], folder)
+    shared = [data / kind / "train" for kind in ("images", "videos", "meshes")]
+    require_same_files([*(path for path in shared if path.is_dir()), *more, *drawings], folder)
     teacher = cache(EfficientNetLite1)
     library = load_library(data)
     views = [cached_views(library, teacher, VIEWS, seed, folder / "views.pt")]
@@ -78,7 +79,9 @@ def load_lessons(
 
 def require_same_files(sources: Sequence[Path], folder: Path) -> None:
     """Note in `folder` what it is made of; raise ValueError if it is made of other files already."""
-    files = [path for source in sources if source.is_dir() for path in sorted(source.iterdir()) if path.is_file()]
+    if missing := [str(source) for source in sources if not source.is_dir()]:
+        raise FileNotFoundError(f"{', '.join(missing)}: no such folder")
+    files = [path for source in sources for path in sorted(source.iterdir()) if path.is_file()]
     made_of = [[path.name, path.stat().st_size] for path in files]
     noted = folder / MADE_OF
     if not noted.is_file():

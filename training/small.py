@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -27,6 +28,7 @@ from training.expert_fit import fit_path_experts
 from training.lessons import load_lessons
 from training.linear_fit import fit_linear_decoder
 from training.loop import Limits, Trainer
+from training.measured import at_least
 from training.pca import fit_components, moving_patches, still_patches
 from training.ranks import Ranks, joined
 from training.shown import cached_sets
@@ -70,6 +72,13 @@ def export(net: ATokenNet, config: TrainConfig, steps: int, path: Path, dtype: t
     partial.replace(path)
 
 
+def _minutes(text: str) -> float:
+    minutes = float(text)
+    if not 0 < minutes < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}; wanted more than 0 minutes")
+    return minutes
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train, or go on training; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m training.train", description="Train one of the small models.")
@@ -89,14 +98,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--encoder", type=Path, metavar="FILE", help="encoder of this model: to begin with, or tiny-discrete's for good"
     )
-    parser.add_argument("--minutes", type=float, help="end the schedule after this much time, over all sittings")
-    parser.add_argument("--steps", type=int, help="end each stage after so many steps")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=_minutes, help="end the schedule after this much time, over all sittings")
+    parser.add_argument("--steps", type=at_least(1), help="end each stage after so many steps")
+    parser.add_argument("--seed", type=at_least(0), default=0)
     parser.add_argument("--no-refit", dest="refit", action="store_false", help="leave the linear decoder as trained")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--threads", type=at_least(1), default=1, help="CPU threads")
     given = parser.parse_args(arguments)
     if given.drawings and not given.semantics:
         parser.error("--drawings are for the embedding alone: give them without --no-semantics")
+    if given.encoder is not None and not given.encoder.is_file():
+        parser.error(f"--encoder {given.encoder}: no such file")
     torch.set_num_threads(given.threads)
     try:
         with joined() as ranks:

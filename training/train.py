@@ -17,6 +17,9 @@ from training.smoke import smoke
 from training.snapshots import SaveError
 from training.stages import CURRICULA
 
+MARK = ".smoke"
+"""File of a smoke run's folder, which may be emptied."""
+
 USAGE = f"""usage: python -m training.train NAME ...
 
   smoke            all stages in small on drawn data, in a minute: start here
@@ -52,7 +55,11 @@ def _smoke(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.train smoke", description="All four stages in small.")
     parser.add_argument("--out", type=Path, default=Path("runs/smoke"), help="folder of the run, made anew")
     given = parser.parse_args(words)
+    if given.out.exists() and not (given.out / MARK).is_file() and (given.out.is_file() or any(given.out.iterdir())):
+        raise ValueError(f"{given.out} holds something else than a smoke run, which begins anew; give another --out")
     shutil.rmtree(given.out, ignore_errors=True)
+    given.out.mkdir(parents=True)
+    (given.out / MARK).touch()
     return smoke(given.out)
 
 

@@ -39,6 +39,8 @@ THREAD_BYTES = 256 * 1024
 GLTF = "model/gltf+json"
 """A file, though JSON."""
 ARCHIVES = ("application/zip", "application/x-zip-compressed", NPZ)
+TEXT_FIELD = re.compile(rb"(?:[a-z_]{1,40}=[!-%'-~]{0,200}&){0,20}text=")
+"""A urlencoded form with a text, at its start; no file begins so."""
 DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[\w.+-]+)*;base64,", re.ASCII)
 
 S = TypeVar("S", bound=BaseModel)
@@ -85,7 +87,7 @@ async def read_content(request: Request, settings: Settings, *, takes_text: bool
         parse = _parse_object
         body = await asyncio.to_thread(parse, data, settings) if len(data) >= THREAD_BYTES else parse(data, settings)
         return Content(options={}, body=_merge(query, body))
-    if takes_text and media_type == URLENCODED and data.startswith(b"text="):
+    if takes_text and media_type == URLENCODED and TEXT_FIELD.match(data):
         return _read_urlencoded(data, query, settings)
     if media_type in UNDECLARED:
         declared = None
@@ -185,6 +187,16 @@ async def _read_multipart(
 
 
 def _read_urlencoded(data: bytes, query: dict[str, Any], settings: Settings) -> Content:
+    limit = settings.request_parts
+    if (count := data.count(b"&") + 1) > limit:  # before they are taken apart
+        raise Problem("too_many_items", f"at most {limit} fields are allowed", limit=limit, actual=count)
+    if len(data) > (limit := settings.json_bytes):
+        raise Problem(
+            "body_too_large",
+            f"the body has {len(data)} bytes; urlencoded at most {limit} are allowed",
+            limit=limit,
+            actual=len(data),
+        )
     pairs = [Part(name=name.decode("utf-8", "replace"), data=value) for name, value in parse_qsl(data, True)]
     texts = [part for part in pairs if part.name == "text"]
     check_count(len(texts), settings)
@@ -208,7 +220,10 @@ def _check_cameras(names: Sequence[str]) -> None:
     for name in names:
         stem, suffix = splitext(name)
         is_beside = stem.endswith(DEPTH_STEM) and stem.removesuffix(DEPTH_STEM) in stems
-        if is_beside or suffix.lower() in DEPTH_SUFFIXES:
+        # One that belongs to no picture among pictures is an item that cannot be read, and fails alone.
+        is_array = suffix.lower() in DEPTH_SUFFIXES
+        has_picture = any(other != name and splitext(other)[0] == stem for other in names)
+        if is_beside or (is_array and (has_picture or all(splitext(other)[1] == suffix for other in names))):
             raise Problem(
                 "view_mismatch",
                 f"{name[:100]!r} is taken to be a depth map of posed renders, of which the camera file is missing: "

@@ -53,7 +53,7 @@ def test_commands_of_the_cards_are_those_of_the_readme() -> None:
             assert re.findall(rf"--{option} \S+", line) == given, (name, option)
 
 
-@pytest.mark.parametrize("study", ["geometry"])
+@pytest.mark.parametrize("study", ["geometry", "shift"])
 def test_studies_of_the_bundled_model_are_of_these_weights(study: str) -> None:
     report = json.loads(Path("docs/studies", study, "report.json").read_text())
     assert report["model"]["revision"] == load("tiny-continuous").revision

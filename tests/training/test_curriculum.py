@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ import torch
 from model.blocks import Block
 from tests.training.on_two_ranks import poison
 from tests.training.tiny_run import pieces, recipe, stopped_by_sigterm, trainer, work
+from training import chain
 from training.chain import averaged_weights, run_stages
 from training.curriculum import Habits, NotFiniteError, StageTrainer
 from training.fresh import fresh
@@ -95,6 +99,25 @@ def test_a_start_that_does_not_fit_is_refused(ranks: Ranks, tmp_path: Path) -> N
     start = fresh(stacks(64, 1, 2, 64), 0)
     with pytest.raises(ValueError, match=r"a checkpoint of 1 \+ 1 blocks of width 64 .* does not fit a stage"):
         run_stages(recipe(), tmp_path, work(), ranks, start=start)
+
+
+@pytest.mark.parametrize("at", ["step", "look"])
+def test_sigterm_at_the_end_of_a_stage_begins_no_other(
+    at: str, ranks: Ranks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its last step, and in what is done with its weights afterwards."""
+    target, name = (StageTrainer, "train_step") if at == "step" else (chain, "averaged_weights")
+    whole = getattr(target, name)
+
+    def terminated(*given: Any, **named: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return whole(*given, **named)
+
+    monkeypatch.setattr(target, name, terminated)
+    assert not run_stages(recipe(steps=1), tmp_path, work(), ranks, habits=QUIET, log=lambda _: None)
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["image.safetensors"]
+    monkeypatch.undo()
+    assert run_stages(recipe(steps=1), tmp_path, work(), ranks, habits=QUIET, log=lambda _: None)
 
 
 def test_sigterm_saves_and_ends_cleanly(tmp_path: Path) -> None:

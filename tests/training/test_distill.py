@@ -78,7 +78,9 @@ def test_what_the_teachers_said_is_not_taken_for_other_pictures(tmp_path: Path) 
     for source in sources:
         source.mkdir()
         (source / "a.png").write_bytes(b"first")
-    require_same_files([*sources, tmp_path / "none"], tmp_path / "lessons")
+    with pytest.raises(FileNotFoundError, match="none: no such folder"):
+        require_same_files([*sources, tmp_path / "none"], tmp_path / "lessons")
+    require_same_files(sources, tmp_path / "lessons")
     require_same_files(sources, tmp_path / "lessons")
     (sources[1] / "a.png").write_bytes(b"another")
     with pytest.raises(ValueError, match="lessons holds what teachers say of other files; give another --lessons"):

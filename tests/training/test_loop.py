@@ -207,6 +207,23 @@ def test_drawings_without_teachers_are_refused(tmp_path: Path, capsys: pytest.Ca
     assert "--drawings are for the embedding alone" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--threads", "0"], "1 or more"),
+        (["--steps", "-1"], "1 or more"),
+        (["--seed", "-1"], "0 or more"),
+        (["--minutes", "nan"], "more than 0 minutes"),
+        (["--minutes", "-1"], "more than 0 minutes"),
+        (["--encoder", "nobody.safetensors"], "no such file"),
+    ],
+)
+def test_bad_options_are_refused_at_once(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["tiny-continuous", *words])
+    assert message in capsys.readouterr().err
+
+
 def contents(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
     """Header and tensors; the bytes of two equal files differ, since the header's order is left to chance."""
     with safe_open(path, "pt") as file:

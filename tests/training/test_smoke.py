@@ -17,6 +17,13 @@ TERMS = ("distill", "image_rec/l1", "image_rec/lpips", "image_rec/gram", "image_
          "video_rec/l1", "asset_rec/l1", "video_sem/sigmoid", "asset_sem/sigmoid")  # fmt: skip
 
 
+def test_a_folder_with_something_else_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    assert main(["smoke", "--out", str(tmp_path)]) == 2
+    assert "holds something else than a smoke run" in capsys.readouterr().err
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
 @pytest.mark.timeout(180)
 def test_all_stages_with_every_loss_and_a_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["smoke", "--out", str(tmp_path / "run")]) == 0

@@ -210,6 +210,11 @@ def test_depth_maps_without_cameras(client: httpx.Client, members: dict[str, byt
     assert "`transforms.json` or `cameras.json`" in detail
 
 
+def test_an_array_among_pictures_that_it_does_not_belong_to_fails_alone(client: httpx.Client) -> None:
+    answer = client.post("/encode", files=parts({"a.png": PICTURES["000.png"], "stats.npy": npy(DEPTHS[0])})).json()
+    assert [item["status"] for item in answer["items"]] == ["ok", "error"]
+
+
 @pytest.mark.parametrize("names", [("a.png", "b_depth.png"), ("_depth.png", "a.png"), (".", "/", "..", "a.npy.png")])
 def test_names_that_pair_nothing_are_pictures(client: httpx.Client, names: tuple[str, ...]) -> None:
     picture = next(iter(PICTURES.values()))

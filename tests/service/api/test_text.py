@@ -78,6 +78,11 @@ def test_a_text_may_be_sent_as_a_file_or_urlencoded(client: httpx.Client) -> Non
         array = np.array(found) if isinstance(found, list) else array_of(found)
         np.testing.assert_allclose(array, embed_text("a bird"), rtol=1e-6)
     assert [item["id"] for item in items] == ["0", "1"]
+    behind = client.post("/embed", data={"floats": "true", "text": "a bird"})
+    np.testing.assert_allclose(behind.json()["items"][0]["embedding"], embed_text("a bird"), rtol=1e-6)
+    header = {"Content-Type": "application/x-www-form-urlencoded"}
+    many = client.post("/embed", content=b"text=a" + b"&a" * 500_000, headers=header)
+    assert problem(many, 413, "too_many_items")["actual"] == 500_001
     found = problem(client.post("/embed", data={"text": "a bird", "wide": "1"}), 422, "invalid_parameter")
     assert "wide" in found["detail"]
     problem(client.post("/encode", data={"text": "a bird"}), 415, "unsupported_media_type")
