@@ -90,7 +90,7 @@ async def decode(request: Request) -> Response:
         record.model, record.revision = card.name, card.revision
     media_type = types.choose(
         request.headers.get("accept"),
-        offers(only, good),
+        offers(only, good, options.format),
         result="the decoded item" if only else f"{len(orders)} decoded items",
     )
     ticket = replace(
@@ -111,14 +111,17 @@ async def decode(request: Request) -> Response:
     return Response(body, media_type=content_type)
 
 
-def offers(only: Order | None, good: Sequence[Order]) -> list[str]:
-    """Return the formats of the answer, the default first: of one item the picture, clip or Gaussians themselves."""
+def offers(only: Order | None, good: Sequence[Order], wanted: splats.Format | None = None) -> list[str]:
+    """Return the formats of the answer, the default first: of one item the picture, clip or Gaussians themselves.
+
+    wanted: file of Gaussians that the options name.
+    """
     if only is None:
         files = all(order.tokens.layout.kind != "voxels" or order.card.gaussian_decoder for order in good)
         return [types.JSON, types.MULTIPART] if files else [types.JSON]
     layout = only.tokens.layout
     if layout.kind == "voxels":
-        return [*(splats.FORMATS if only.card.gaussian_decoder else ()), types.JSON, types.NPZ]
+        return [*(splats.formats(wanted) if only.card.gaussian_decoder else ()), types.JSON, types.NPZ]
     return [*children.file_types(layout.kind, layout.frames), types.JSON, types.NPY]
 
 

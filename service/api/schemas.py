@@ -86,7 +86,7 @@ class DecodeOptions(Options):
     quality: Annotated[int, Field(ge=1, le=100)] = Field(90, description="Of JPEG and lossy WebP.")
     format: Literal["ply", "splat", "spz"] | None = Field(
         None,
-        description="3D, with `Accept: application/octet-stream`: default splat, 32 bytes a Gaussian; spz takes half.",
+        description="3D, as `application/octet-stream`: default splat, 32 bytes a Gaussian; spz takes half.",
     )
     azimuth: Annotated[float, Field(ge=-360, le=360)] = Field(
         30.0,

@@ -18,6 +18,11 @@ FORMATS = (types.PLY, *IMAGE_FORMATS, *CLIP_FORMATS, types.BYTES)
 """Of one item, the default first."""
 
 
+def formats(wanted: Format | None) -> tuple[str, ...]:
+    """FORMATS, with the compact ones in front where the option `format` names one."""
+    return (types.BYTES, *FORMATS[:-1]) if wanted in ("splat", "spz") else FORMATS
+
+
 def asked(media_type: str, options: DecodeOptions) -> dict[str, Any] | None:
     """Return what a worker is asked to make of voxels: None (leave them), {} (Gaussians), or a View as JSON."""
     if media_type in (types.PLY, types.BYTES, types.MULTIPART):

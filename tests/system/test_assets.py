@@ -102,6 +102,8 @@ def test_compact_files_hold_the_same(client: httpx.Client, arms: bytes) -> None:
     spz = decoded(client, arms, "application/octet-stream", format="spz").content
     assert arms_in_place(decode_splat(splat))
     assert arms_in_place(decode_spz(spz))
+    assert decoded(client, arms, "*/*", format="spz").content == spz
+    assert decoded(client, arms, "*/*", format="ply").headers["Content-Type"] == "model/ply"
     assert len(splat) == 32 * len(ply)
     assert len(spz) < len(splat)
 
