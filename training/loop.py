@@ -29,6 +29,7 @@ from training.distill import Distillation
 from training.linear_fit import decoder_input
 from training.losses import Losses, combine, gaussian_kl, reconstruction
 from training.optimizers import Optimizers
+from training.run_folder import append_line, space_left
 from training.snapshots import SaveError
 from training.stopping import terminated
 
@@ -125,7 +126,10 @@ class Trainer:
                 if self.step % limits.log_every == 0 and self.rank == 0:
                     line = self._line(result, losses[-limits.log_every :])
                     log(line)
-                    _append(folder / "log.jsonl", line, log)
+                    try:
+                        append_line(folder / "log.jsonl", line + "\n")
+                    except OSError as error:  # a full disk costs a line, not the run
+                        log(f"not in log.jsonl: {error}{space_left(folder)}")
                 if self.elapsed_s - saved_s > limits.save_every_s:
                     try:
                         self._save(folder)
@@ -230,14 +234,6 @@ class Trainer:
                 "lr": self.optimizer.param_groups[0]["lr"],
             }
         )
-
-
-def _append(path: Path, line: str, log: Callable[[str], None]) -> None:
-    try:
-        with path.open("a") as file:
-            file.write(line + "\n")
-    except OSError as error:  # a full disk
-        log(f"not in {path}: {error}")
 
 
 def learning_rate(config: OptimConfig, step: int, progress: float) -> float:

@@ -64,7 +64,7 @@ class RunFolder:
         """Append a line; returns the console line, with throughput and the time that is left."""
         record = {"stage": stage, "step": step, "time": round(time.time(), 3), **values}
         with self._spared("metrics.jsonl"):
-            _append(self.folder / "metrics.jsonl", json.dumps(record) + "\n")
+            append_line(self.folder / "metrics.jsonl", json.dumps(record) + "\n")
         with self._spared(_BOARD):
             if self._board is not None:
                 for name, value in values.items():
@@ -113,7 +113,7 @@ class RunFolder:
 _BOARD = "tensorboard"
 
 
-def _append(path: Path, line: str) -> None:
+def append_line(path: Path, line: str) -> None:
     """All of a line or nothing of it: the next one must not be glued to a half."""
     data = line.encode()
     with path.open("ab", buffering=0) as file:
